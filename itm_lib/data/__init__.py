@@ -1,0 +1,7 @@
+"""Where images, regions and captions come from, up to a Batch."""
+
+from itm_lib.data.captions import Tokenizer, Vocabulary
+from itm_lib.data.dataset import Batch, ImageCaptionDataset, open_split
+from itm_lib.data.regions import RegionStore
+
+__all__ = ["Batch", "ImageCaptionDataset", "RegionStore", "Tokenizer", "Vocabulary", "open_split"]

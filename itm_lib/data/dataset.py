@@ -1,0 +1,224 @@
+"""ImageCaptionDataset and Batch: regions and captions of one split, and the samplers that make batches of them.
+
+A dataset folder holds::
+
+    captions.jsonl        {caption_id, image_id, text, split} a line
+    splits.json           {"train": [image_id, ...], "val": [...], "test": [...]}
+    vocabulary.json       words of the training captions
+    regions/<split>.h5    a RegionStore a split
+
+``open_split`` opens train and val. The test split opens through ``itm_lib.evaluation.open_split`` alone, so that
+nothing that trains or chooses can read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itm_lib.data.captions import Vocabulary
+from itm_lib.data.regions import RegionStore
+from itm_lib.files import InputError, read_json, read_jsonl
+
+LAYOUTS = ("caption", "image", "set")
+
+
+@dataclass
+class Batch:
+    """One batch. Masks are bool, True = real; ids are row numbers within the split.
+
+    ``regions`` (I, R, D) float, ``region_mask`` (I, R), ``tokens`` (C, W) int64, ``token_mask`` (C, W),
+    ``image_ids`` (I,), ``caption_image_ids`` (C,): the image of each caption, ``caption_ids`` (C,).
+    """
+
+    regions: Tensor
+    region_mask: Tensor
+    tokens: Tensor
+    token_mask: Tensor
+    image_ids: Tensor
+    caption_image_ids: Tensor
+    caption_ids: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def pad_tokens(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids of several captions as (C, W) int64 with their bool mask; W is the longest."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    width = int(lengths.max())
+    tokens = torch.zeros(len(sequences), width, dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
+    return tokens, torch.arange(width)[None, :] < lengths[:, None]
+
+
+class ImageCaptionDataset:
+    """Images (rows of ``regions``), captions, and ``caption_to_image`` (C,) that points each caption at its image.
+
+    ``dataset[[3, 7]]`` is the Batch of captions 3 and 7 with one image row a caption (images may repeat).
+    ``truth`` (I, C) bool, where the data has it, says which caption is true of which image; it is for evaluation.
+    """
+
+    def __init__(
+        self,
+        regions: RegionStore,
+        texts: Sequence[str],
+        caption_to_image: Sequence[int],
+        vocabulary: Vocabulary,
+        split: str,
+        caption_ids: Sequence[str] | None = None,
+        truth: Tensor | None = None,
+        name: str = "",
+    ):
+        self.regions, self.texts, self.vocabulary, self.split, self.name = regions, list(texts), vocabulary, split, name
+        self.caption_to_image = torch.as_tensor(caption_to_image, dtype=torch.int64)
+        self.caption_ids = list(caption_ids) if caption_ids is not None else [str(c) for c in range(len(self.texts))]
+        self.truth = truth
+        if not self.texts:
+            raise InputError(f"the {split} split of {name or 'this dataset'} has no captions")
+        if len(self.caption_to_image) != len(self.texts) or len(self.caption_ids) != len(self.texts):
+            raise InputError(f"{len(self.texts)} captions but {len(self.caption_to_image)} image references; they must match")
+        if int(self.caption_to_image.min()) < 0 or int(self.caption_to_image.max()) >= len(regions):
+            raise InputError(f"a caption of {split} points at image row {int(self.caption_to_image.max())} of {len(regions)}")
+        self.tokens = []
+        for caption_id, text in zip(self.caption_ids, self.texts):
+            try:
+                self.tokens.append(vocabulary.encode(text))
+            except InputError as error:
+                raise InputError(f"caption {caption_id} of split {split}: {error}") from None
+        self.captions_of_image: list[list[int]] = [[] for _ in range(len(regions))]
+        for caption, image in enumerate(self.caption_to_image.tolist()):
+            self.captions_of_image[image].append(caption)
+
+    @property
+    def num_images(self) -> int:
+        return len(self.regions)
+
+    @property
+    def num_captions(self) -> int:
+        return len(self.texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def batch(self, captions: Sequence[int], images: Sequence[int] | None = None) -> Batch:
+        """The Batch of caption rows ``captions`` and image rows ``images`` (default: the image of each caption)."""
+        captions = list(captions)
+        caption_image_ids = self.caption_to_image[captions]
+        images = caption_image_ids.tolist() if images is None else list(images)
+        tokens, token_mask = pad_tokens([self.tokens[caption] for caption in captions])
+        regions, region_mask = self.image_tensors(images)
+        return Batch(regions, region_mask, tokens, token_mask, torch.tensor(images), caption_image_ids, torch.tensor(captions))
+
+    def image_tensors(self, images: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Regions (n, R, D) float32 and their mask (n, R) of image rows ``images``; R is the largest real count."""
+        counts = self.regions.num_regions[np.asarray(images, dtype=np.int64)]
+        width = int(counts.max())
+        features = torch.from_numpy(np.ascontiguousarray(self.regions.features(images)[:, :width]))
+        return features, torch.arange(width)[None, :] < torch.from_numpy(counts.astype(np.int64))[:, None]
+
+    def __getitem__(self, rows: int | Sequence[int]) -> Batch:
+        return self.batch([rows] if isinstance(rows, int) else rows)
+
+
+class BatchSampler:
+    """Batches of caption rows for one epoch; the order depends on ``seed`` and the epoch alone.
+
+    ``layout`` is a model's ``batch_layout``:
+
+    * ``"caption"``: every caption once, with its image; images may repeat in a batch (VSE++, SCAN, HREM)
+    * ``"image"``: every image once, with one random caption of its own (CAMP)
+    * ``"set"``: every image once, with all its captions (DivE); ``batch_size`` counts images
+    """
+
+    def __init__(self, dataset: ImageCaptionDataset, batch_size: int, layout: str = "caption", seed: int = 0,
+                 shuffle: bool = True, drop_last: bool = False):
+        if layout not in LAYOUTS:
+            raise InputError(f"unknown batch layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
+        if batch_size < 2:
+            raise InputError(f"batch_size is {batch_size}: a batch of fewer than 2 has no negatives")
+        self.dataset, self.batch_size, self.layout = dataset, batch_size, layout
+        self.seed, self.shuffle, self.drop_last, self.epoch = seed, shuffle, drop_last, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        count = self.dataset.num_captions if self.layout == "caption" else self._num_captioned
+        full, rest = divmod(count, self.batch_size)
+        return full + (1 if rest > 1 and not self.drop_last else 0)
+
+    @property
+    def _num_captioned(self) -> int:
+        return sum(1 for captions in self.dataset.captions_of_image if captions)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        groups = self.dataset.captions_of_image
+        if self.layout == "caption":
+            units = [[caption] for caption in range(self.dataset.num_captions)]
+        elif self.layout == "image":
+            units = [[captions[rng.integers(len(captions))]] for captions in groups if captions]
+        else:
+            units = [captions for captions in groups if captions]
+        order = rng.permutation(len(units)) if self.shuffle else np.arange(len(units))
+        for number in range(len(self)):
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield [caption for unit in chosen for caption in units[unit]]
+
+
+def collate(dataset: ImageCaptionDataset, captions: Sequence[int], layout: str) -> Batch:
+    """The Batch of ``captions`` in a model's layout: in ``"set"`` each image appears once, else once a caption."""
+    if layout != "set":
+        return dataset.batch(captions)
+    images = list(dict.fromkeys(dataset.caption_to_image[list(captions)].tolist()))
+    return dataset.batch(captions, images)
+
+
+def load_split(folder: str | Path, split: str, in_memory: bool = True) -> ImageCaptionDataset:
+    """Read one split of a dataset folder. Callers use ``open_split``: of this module, or of itm_lib.evaluation."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"no dataset folder {folder}: make it first, for example with 'itm data'")
+    splits = read_json(folder / "splits.json")
+    if split not in splits:
+        raise InputError(f"{folder} has no split {split!r}: it has {', '.join(splits)}")
+    store = RegionStore(folder / "regions" / f"{split}.h5", in_memory=in_memory)
+    if sorted(store.image_ids) != sorted(splits[split]):
+        raise InputError(f"{store.path} and splits.json list different images for {split}; extract the features again")
+    rows = []
+    for number, row in enumerate(read_jsonl(folder / "captions.jsonl"), 1):
+        lacking = [key for key in ("caption_id", "image_id", "text", "split") if key not in row]
+        if lacking:
+            raise InputError(f"{folder / 'captions.jsonl'} line {number} lacks {', '.join(lacking)}")
+        if row["split"] == split:
+            rows.append(row)
+    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    truth = None
+    if (folder / "truth" / f"{split}.json").is_file():
+        by_caption = read_json(folder / "truth" / f"{split}.json")
+        truth = torch.zeros(len(store), len(rows), dtype=torch.bool)
+        for column, row in enumerate(rows):
+            if row["caption_id"] not in by_caption:
+                raise InputError(f"{folder / 'truth'}: no entry for caption {row['caption_id']}; build the dataset again")
+            truth[[store.row(image_id) for image_id in by_caption[row["caption_id"]]], column] = True
+    return ImageCaptionDataset(
+        store, [row["text"] for row in rows], [store.row(row["image_id"]) for row in rows], vocabulary, split,
+        caption_ids=[row["caption_id"] for row in rows], truth=truth, name=folder.name,
+    )
+
+
+def open_split(folder: str | Path, split: str, in_memory: bool = True) -> ImageCaptionDataset:
+    """The ``"train"`` or ``"val"`` split of a dataset folder.
+
+    ``"test"`` is refused here: it opens in itm_lib.evaluation alone, once, after every choice is made.
+    """
+    if split == "test":
+        raise InputError("the test split is for the final evaluation: open it with itm_lib.evaluation.open_split")
+    return load_split(folder, split, in_memory)

@@ -1,0 +1,107 @@
+"""Small files, read and written so that a reader sees the old file or the new one, never half of one.
+
+Every error of bad input in itm_lib is an :class:`InputError`: one line that says what, where and what to do.
+The command line prints that line alone; a notebook ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong. The message is one line: what, where, what to do."""
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The folder of the checkout: the nearest parent of ``start`` (default: here, then this file) with notebooks/.
+
+    Falls back to the current folder, so an installed itm_lib works outside a checkout too.
+    """
+    starts = [start] if start else [Path.cwd(), Path(__file__).resolve().parent]
+    for first in starts:
+        for folder in (first, *first.parents):
+            if (folder / "pyproject.toml").is_file() and (folder / "itm_lib").is_dir():
+                return folder
+    return Path.cwd()
+
+
+def data_dir() -> Path:
+    """Where datasets, caches and results live: ``$ITM_DATA`` or data/ of the checkout."""
+    return Path(os.environ["ITM_DATA"]) if os.environ.get("ITM_DATA") else project_root() / "data"
+
+
+@contextlib.contextmanager
+def replace_atomically(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it replaces ``path``, on an error nothing changes.
+
+    The content is flushed to disk before the rename, so a power cut leaves the old file or the new one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(part, 0o666 & ~umask)  # mkstemp makes private files; ours are ordinary ones
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path`` atomically, UTF-8, with the newlines as given."""
+    with replace_atomically(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as JSON, atomically. NaN and infinity are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON value in ``path``. Raises :class:`InputError` if the file is missing or cut short."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no file {path}: check the path, or make the file first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}): the file is damaged or cut short, make it again") from None
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
+    """Write one JSON value a line, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: str | Path) -> list[Any]:
+    """The JSON values of ``path``, one a line. Names the line that is broken."""
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"no file {path}: check the path, or make the file first") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path} line {number} is not valid JSON ({error.msg}): mend or remove that line") from None
+    return rows

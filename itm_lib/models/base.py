@@ -1,0 +1,122 @@
+"""The contract between a model and everything that uses it: the trainer, the evaluator and the notebooks.
+
+``encode_images`` and ``encode_captions`` see one side each. ``similarity`` sees two Encodings and returns every pair's
+score. ``loss`` turns encodings into a training loss. The trainer calls ``forward`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from itm_lib.data.dataset import Batch
+
+
+@dataclass
+class Encoding:
+    """What one side of a model makes of n images or captions.
+
+    ``fragments`` (n, F, E): one vector a region or word, with ``mask`` (n, F) bool, True = real; or None.
+    ``embedding`` (n, E), or (n, K, E) for sets: one vector a sample; or None.
+    ``extra``: named tensors of leading size n that this model's loss or similarity needs besides.
+    """
+
+    fragments: Tensor | None = None
+    mask: Tensor | None = None
+    embedding: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.fragments if self.fragments is not None else self.embedding)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Encoding:
+        """The Encoding with ``function`` applied to every tensor."""
+        each = lambda value: None if value is None else function(value)  # noqa: E731
+        return Encoding(each(self.fragments), each(self.mask), each(self.embedding),
+                        {name: function(value) for name, value in self.extra.items()})
+
+    def to(self, device: torch.device | str) -> Encoding:
+        return self.map(lambda value: value.to(device))
+
+    def select(self, rows: Any) -> Encoding:
+        """Samples ``rows`` (a slice or indices), with trailing fragments that are padding in all of them cut off."""
+        part = self.map(lambda value: value[rows])
+        if part.mask is None or part.fragments is None or not len(part):
+            return part
+        width = max(1, int(part.mask.any(0).nonzero().max()) + 1) if part.mask.any() else 1
+        return Encoding(part.fragments[:, :width], part.mask[:, :width], part.embedding, part.extra)
+
+    @staticmethod
+    def cat(parts: Sequence[Encoding]) -> Encoding:
+        """One Encoding of all samples, fragments padded with zeros to the longest."""
+        first = parts[0]
+        fragments = mask = None
+        if first.fragments is not None:
+            width = max(part.fragments.shape[1] for part in parts)
+            grow = lambda value: nn.functional.pad(value, (0, 0) * (value.dim() - 2) + (0, width - value.shape[1]))  # noqa: E731
+            fragments = torch.cat([grow(part.fragments) for part in parts])
+            mask = torch.cat([grow(part.mask) for part in parts])
+        embedding = None if first.embedding is None else torch.cat([part.embedding for part in parts])
+        return Encoding(fragments, mask, embedding, {k: torch.cat([p.extra[k] for p in parts]) for k in first.extra})
+
+
+class ModelConfig(BaseModel):
+    """Base of the models' configs: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MatchingModel(nn.Module):
+    """Base of all models. Subclasses write the two encoders, ``similarity``, ``loss`` and ``collapsed_loss``."""
+
+    name: ClassVar[str]                      # the registry's name: "vse", "scan", ...
+    batch_layout: ClassVar[str] = "caption"  # how the trainer draws batches: see itm_lib.data.dataset.BatchSampler
+    image_input: ClassVar[str] = "regions"   # or "pixels": then ``regions`` is (I, 3, H, W) without a mask
+    config: ModelConfig
+
+    def encode_images(self, regions: Tensor, region_mask: Tensor | None) -> Encoding:
+        """Regions (I, R, D) with mask (I, R) to an Encoding of I images."""
+        raise NotImplementedError
+
+    def encode_captions(self, tokens: Tensor, token_mask: Tensor) -> Encoding:
+        """Token ids (C, W) with mask (C, W) to an Encoding of C captions."""
+        raise NotImplementedError
+
+    def similarity(self, images: Encoding, captions: Encoding) -> Tensor:
+        """Scores (I, C) in the parameters' dtype, at least float32; higher is better."""
+        raise NotImplementedError
+
+    def loss(self, images: Encoding, captions: Encoding, image_ids: Tensor, caption_image_ids: Tensor) -> dict[str, Tensor]:
+        """``'loss'`` (a scalar) and its named terms, detached terms allowed."""
+        raise NotImplementedError
+
+    def explain(self, images: Encoding, captions: Encoding) -> dict[str, Tensor]:
+        """What there is to look at, for all pairs: ``'attention'`` (I, C, W, R), gates, slots."""
+        return {}
+
+    def collapsed_loss(self, num_images: int, num_captions: int) -> float | None:
+        """The loss if every pair had the same score: the line to draw on a loss curve and to watch for."""
+        return None
+
+    def pair_bytes(self, images: Encoding, captions: Encoding) -> int:
+        """Working memory of ``similarity`` for one pair, in bytes: what the evaluator divides its budget by."""
+        return 8
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called by the trainer before epoch ``epoch`` (from 0), on resume too: warm-up and stages live here."""
+
+    def forward(self, batch: Batch, gather: Callable[[Encoding], Encoding] | None = None) -> dict[str, Tensor]:
+        """Encode the batch, gather the encodings of all ranks if ``gather`` is given, and return ``loss``'s terms."""
+        images = self.encode_images(batch.regions, batch.region_mask)
+        captions = self.encode_captions(batch.tokens, batch.token_mask)
+        image_ids, caption_image_ids = batch.image_ids, batch.caption_image_ids
+        if gather is not None:
+            images, captions = gather(images), gather(captions)
+            ids = gather(Encoding(embedding=image_ids)).embedding, gather(Encoding(embedding=caption_image_ids)).embedding
+            image_ids, caption_image_ids = ids
+        return self.loss(images, captions, image_ids, caption_image_ids)
