@@ -1,0 +1,24 @@
+"""Measuring: ranks, protocols, foils, pointing, and the one door to the test split.
+
+Results on disk and their tables are in :mod:`itm_lib.evaluation.report`.
+"""
+
+from itm_lib.evaluation.protocols import (
+    PROTOCOLS,
+    coco_1k_fivefold,
+    coco_5k,
+    coco_test_ids,
+    eccv_caption_metrics,
+    evaluate,
+    evaluate_scores,
+    f30k_1k,
+)
+from itm_lib.evaluation.ranking import RetrievalMetrics, ceiling, map_at_r, retrieval_ranks
+from itm_lib.evaluation.scenes import foil_accuracy, pointing_accuracy
+from itm_lib.evaluation.scoring import encode_dataset, open_split, similarity_matrix
+
+__all__ = [
+    "PROTOCOLS", "RetrievalMetrics", "ceiling", "coco_1k_fivefold", "coco_5k", "coco_test_ids", "eccv_caption_metrics",
+    "encode_dataset", "evaluate", "evaluate_scores", "f30k_1k", "foil_accuracy", "map_at_r", "open_split",
+    "pointing_accuracy", "retrieval_ranks", "similarity_matrix",
+]

@@ -1,0 +1,205 @@
+"""The published protocols, and ``evaluate``: everything that is measured of one model on one split.
+
+===================  =============================================  ==========================================
+protocol             gallery                                        who uses it
+===================  =============================================  ==========================================
+``f30k_1k``          Flickr30K test: 1000 images, 5000 captions     all papers
+``coco_1k_fivefold`` COCO test in 5 folds of 1000 images, averaged  all papers
+``coco_5k``          COCO test whole: 5000 images, 25000 captions   all papers
+===================  =============================================  ==========================================
+
+ECCV Caption and CxC re-label COCO's test pairs by what is true, not by what was written for what; their ground truth
+and metrics come from the package eccv_caption.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itm_lib.data.dataset import ImageCaptionDataset
+from itm_lib.evaluation.ranking import KS, RetrievalMetrics, ceiling, map_at_r, score_array
+from itm_lib.evaluation.scenes import foil_accuracy, pointing_accuracy
+from itm_lib.evaluation.scoring import encode_dataset, open_split, similarity_matrix
+from itm_lib.files import InputError
+from itm_lib.models.base import MatchingModel
+
+CAPTIONS_AN_IMAGE = 5  # of Flickr30K's and COCO's published test files; only these protocols know it
+_ECCV_LIST = 50        # length of a ranked list: more than the most positives of an ECCV Caption query (48)
+
+
+def f30k_1k(scores: Tensor | np.ndarray, caption_to_image: Tensor | np.ndarray) -> RetrievalMetrics:
+    """Flickr30K: all 1000 test images against all 5000 captions."""
+    _check_size("f30k_1k", scores, 1000)
+    return RetrievalMetrics.from_scores(scores, caption_to_image)
+
+
+def coco_5k(scores: Tensor | np.ndarray, caption_to_image: Tensor | np.ndarray) -> RetrievalMetrics:
+    """COCO: all 5000 test images against all 25000 captions."""
+    _check_size("coco_5k", scores, 5000)
+    return RetrievalMetrics.from_scores(scores, caption_to_image)
+
+
+def coco_1k_fivefold(scores: Tensor | np.ndarray, caption_to_image: Tensor | np.ndarray,
+                     fold_images: int = 1000) -> RetrievalMetrics:
+    """COCO 1K: fold f is image rows 1000f … 1000f+999 with their own captions; each field is the mean over 5 folds."""
+    _check_size("coco_1k_fivefold", scores, 5 * fold_images)
+    images = torch.as_tensor(caption_to_image)
+    parts = []
+    for first in range(0, 5 * fold_images, fold_images):
+        columns = ((images >= first) & (images < first + fold_images)).nonzero()[:, 0]
+        if not len(columns):
+            raise InputError(f"coco_1k_fivefold: no caption belongs to image rows {first}..{first + fold_images - 1}")
+        rows = scores[first : first + fold_images]
+        parts.append(RetrievalMetrics.from_scores(rows[:, columns], images[columns] - first))
+    return RetrievalMetrics.mean(parts)
+
+
+PROTOCOLS: dict[str, Callable[..., RetrievalMetrics]] = {
+    "f30k_1k": f30k_1k, "coco_1k_fivefold": coco_1k_fivefold, "coco_5k": coco_5k,
+}
+
+
+def _check_size(protocol: str, scores: Tensor | np.ndarray, images: int) -> None:
+    expected = (images, images * CAPTIONS_AN_IMAGE)
+    if tuple(scores.shape) != expected:
+        raise InputError(f"{protocol} is defined on {expected[0]} images and {expected[1]} captions; "
+                         f"these scores are {' x '.join(map(str, scores.shape))}")
+
+
+# --- ECCV Caption and CxC ---------------------------------------------------------------------------------------------
+
+@lru_cache(maxsize=1)
+def _eccv_caption() -> Any:
+    """The package's ground truth: about a second to read, 40 MB; read once."""
+    from eccv_caption import Metrics
+    return Metrics()
+
+
+def coco_test_ids() -> tuple[list[int], list[int]]:
+    """(5000 image ids, 25000 caption ids) of COCO's test split, in the order whose thousands are the folds of COCO 1K."""
+    captions = [int(caption) for caption in _eccv_caption().coco_ids]
+    image_of = _eccv_caption().coco_gts["t2i"]
+    return list(dict.fromkeys(image_of[caption][0] for caption in captions)), captions
+
+
+def eccv_caption_metrics(scores: Tensor | np.ndarray, image_ids: Sequence[int], caption_ids: Sequence[int]) -> dict[str, float]:
+    """COCO, CxC and ECCV Caption metrics, in percent, of ``scores`` (5000, 25000) over COCO's test ids, in any order.
+
+    Keys: coco_1k_* and coco_5k_* (i2t_r1 … t2i_r10, rsum), cxc_i2t_r1, cxc_t2i_r1, and of ECCV Caption
+    eccv_{i2t,t2i}_{map_at_r,r_precision,r1}. The package eccv_caption computes CxC's and ECCV's from ranked lists that
+    are made here, 50 long and with ties against the query. Two ECCV positives lie outside the test captions, so
+    a perfect matcher's i2t mAP@R is 99.9.
+    """
+    values = score_array(scores)
+    images, captions = np.asarray(image_ids, dtype=np.int64), np.asarray(caption_ids, dtype=np.int64)
+    if values.shape != (len(images), len(captions)):
+        raise InputError(f"scores are {values.shape[0]} x {values.shape[1]} for {len(images)} image and {len(captions)} caption ids")
+    test_images, test_captions = coco_test_ids()
+    for what, given, wanted in (("image", images, test_images), ("caption", captions, test_captions)):
+        if len(given) != len(wanted) or set(given.tolist()) != set(wanted):
+            raise InputError(f"these are not the {len(wanted)} {what} ids of COCO's test split: {len(given)} given, "
+                             f"{len(set(given.tolist()) & set(wanted))} of them in it; give every id once")
+    result = _coco_recalls(values, images, captions)
+    package = _eccv_caption()
+    for prefix, truth, names in (("cxc", package.cxc_gts, {"r1": ""}),
+                                 ("eccv", package.eccv_gts, {"map_at_r": "", "r_precision": "", "r1": ""})):
+        lists = {"i2t": _ranked_ids(values, images, captions, truth["i2t"]),
+                 "t2i": _ranked_ids(values.T, captions, images, truth["t2i"])}
+        measured = _package_metrics(package, prefix, lists)
+        result.update({f"{prefix}_{way}_{name}": measured[name][way] for way in lists for name in names})
+    return result
+
+
+def _coco_recalls(values: np.ndarray, images: np.ndarray, captions: np.ndarray) -> dict[str, float]:
+    """Recalls of the whole test split and of its five folds, from ids in any order."""
+    test_images, test_captions = coco_test_ids()
+    row_of = {int(image): row for row, image in enumerate(images)}
+    column_of = {int(caption): column for column, caption in enumerate(captions)}
+    image_of = _eccv_caption().coco_gts["t2i"]
+    whole = RetrievalMetrics.from_scores(values, np.array([row_of[image_of[int(caption)][0]] for caption in captions]))
+    folds = []
+    for fold in range(5):
+        ids = test_images[1000 * fold : 1000 * fold + 1000]
+        fold_row = {image: row for row, image in enumerate(ids)}
+        own = test_captions[5000 * fold : 5000 * fold + 5000]
+        part = values[np.ix_([row_of[image] for image in ids], [column_of[caption] for caption in own])]
+        folds.append(RetrievalMetrics.from_scores(part, np.array([fold_row[image_of[caption][0]] for caption in own])))
+    names = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in KS] + ["rsum"]
+    parts = {"coco_1k": RetrievalMetrics.mean(folds).to_dict(), "coco_5k": whole.to_dict()}
+    return {f"{prefix}_{name}": part[name] for prefix, part in parts.items() for name in names}
+
+
+def _ranked_ids(values: np.ndarray, queries: np.ndarray, candidates: np.ndarray,
+                truth: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+    """The best ``_ECCV_LIST`` candidate ids of each query that ``truth`` lists, ties against the query.
+
+    A true candidate is lowered by one step of float64, which puts it behind whatever had its score: float32 scores
+    are much further apart than that.
+    """
+    position = {int(candidate): column for column, candidate in enumerate(candidates)}
+    rows = [row for row, query in enumerate(queries) if int(query) in truth]
+    ranked = {}
+    for first in range(0, len(rows), 256):
+        block = values[rows[first : first + 256]].astype(np.float64)
+        for row, scores in zip(rows[first : first + 256], block):
+            true = [position[item] for item in truth[int(queries[row])] if item in position]
+            scores[true] = np.nextafter(scores[true], -np.inf)
+        best = torch.from_numpy(block).topk(min(_ECCV_LIST, block.shape[1]), dim=1).indices.numpy()
+        for row, columns in zip(rows[first : first + 256], best):
+            ranked[int(queries[row])] = candidates[columns].tolist()
+    return ranked
+
+
+def _package_metrics(package: Any, benchmark: str, lists: dict[str, dict[int, list[int]]]) -> dict[str, dict[str, float]]:
+    """{metric: {"i2t": percent, "t2i": percent}} as the package computes them from ranked lists."""
+    if benchmark == "cxc":
+        measured = {"r1": package.cxc_recalls(lists, "all", K=1)}
+    else:
+        with contextlib.redirect_stderr(io.StringIO()):  # it draws a progress bar that cannot be switched off
+            measured = package.eccv_metrics(lists, "all")
+        measured = {"map_at_r": measured["eccv_map_at_r"], "r_precision": measured["eccv_rprecision"], "r1": measured["eccv_r1"]}
+    return {name: {way: 100.0 * float(value) for way, value in ways.items()} for name, ways in measured.items()}
+
+
+# --- everything of one model ------------------------------------------------------------------------------------------
+
+def evaluate_scores(scores: Tensor | np.ndarray, dataset: ImageCaptionDataset) -> dict[str, float]:
+    """Recalls, rsum and ranks of ``scores`` (I, C) of a split and, where its exact truth is known, i2t/t2i_map_at_r,
+    i2t/t2i_r_precision and the perfect matcher's recalls as ceiling_*. All in percent but the ranks.
+    """
+    expected = (dataset.num_images, dataset.num_captions)
+    if tuple(scores.shape) != expected:
+        raise InputError(f"scores are {' x '.join(map(str, scores.shape))}, but the {dataset.split} split has "
+                         f"{expected[0]} images and {expected[1]} captions")
+    result = RetrievalMetrics.from_scores(scores, dataset.caption_to_image).to_dict()
+    if dataset.truth is not None:
+        result.update(map_at_r(scores, dataset.truth))
+        result.update({f"ceiling_{name}": value for name, value in ceiling(dataset.truth, dataset.caption_to_image).items()})
+    return result
+
+
+def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batch_size: int = 256, block_bytes: int = 2**28,
+             device: torch.device | str | None = None, progress: bool = False) -> dict[str, float]:
+    """Everything measured of ``model`` on one split of a dataset folder, as flat names and floats.
+
+    ``evaluate_scores`` of the similarity matrix; with foils/<split>.jsonl the ``foil_accuracy``; with scenes.jsonl
+    the ``pointing_accuracy``, if the model has an attention to look at.
+    """
+    folder = Path(folder)
+    dataset = open_split(folder, split)
+    images, captions = encode_dataset(model, dataset, batch_size, device, progress)
+    result = evaluate_scores(similarity_matrix(model, images, captions, block_bytes, device, progress), dataset)
+    if (folder / "foils" / f"{split}.jsonl").is_file():
+        result.update(foil_accuracy(model, folder, split, batch_size, device))
+    if (folder / "scenes.jsonl").is_file():
+        result.update(pointing_accuracy(model, folder, split, batch_size, device))
+    return result

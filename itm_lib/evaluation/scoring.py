@@ -1,0 +1,168 @@
+"""From a model and a dataset folder to the matrix of all scores, in bounded memory.
+
+``open_split`` is the one door to the test split: itm_lib.data's own refuses it, and nothing that trains calls this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from itm_lib.data.dataset import ImageCaptionDataset, load_split, pad_tokens
+from itm_lib.files import InputError
+from itm_lib.models.base import Encoding, MatchingModel
+
+_PAIR_BLOCK = 16  # pairs of one image and one caption scored together: the block's diagonal is kept, the rest is waste
+
+
+def open_split(folder: str | Path, split: str, in_memory: bool = True) -> ImageCaptionDataset:
+    """Any split of a dataset folder, ``"test"`` included. Use test once, after every choice is made on val."""
+    return load_split(folder, split, in_memory)
+
+
+@contextlib.contextmanager
+def evaluating(model: MatchingModel, device: torch.device | str | None = None) -> Iterator[torch.device]:
+    """The model in eval mode without gradients; each module's own mode is restored at the end.
+
+    Yields the device: that of the parameters, or ``device``, to which the model is then moved (and stays there).
+    """
+    if device is not None:
+        model.to(device)
+    modes = {module: module.training for module in model.modules()}
+    first = next(model.parameters(), None)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield first.device if first is not None else torch.device(device or "cpu")
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def encode_images(model: MatchingModel, dataset: ImageCaptionDataset, batch_size: int = 256,
+                  device: torch.device | str | None = None, progress: bool = False) -> Encoding:
+    """The Encoding of all images of ``dataset``, each row once, in their order, on the CPU."""
+    parts = []
+    with evaluating(model, device) as where:
+        for rows in _batches(list(range(dataset.num_images)), batch_size, "images", progress):
+            regions, mask = dataset.image_tensors(rows)
+            parts.append(model.encode_images(regions.to(where), None if mask is None else mask.to(where)).to("cpu"))
+    return Encoding.cat(parts)  # outside inference mode: ordinary tensors, which a notebook may differentiate through
+
+
+def encode_tokens(model: MatchingModel, tokens: list[list[int]], batch_size: int = 256,
+                  device: torch.device | str | None = None, progress: bool = False) -> Encoding:
+    """The Encoding of captions given as token ids, in their order, on the CPU. Encoded longest first: little padding."""
+    order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
+    parts = []
+    with evaluating(model, device) as where:
+        for rows in _batches(order, batch_size, "captions", progress):
+            ids, mask = pad_tokens([tokens[row] for row in rows])
+            parts.append(model.encode_captions(ids.to(where), mask.to(where)).to("cpu"))
+    back = torch.empty(len(order), dtype=torch.int64)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    return Encoding.cat(parts).map(lambda value: value[back])
+
+
+def encode_dataset(model: MatchingModel, dataset: ImageCaptionDataset, batch_size: int = 256,
+                   device: torch.device | str | None = None, progress: bool = False) -> tuple[Encoding, Encoding]:
+    """(images, captions): the Encodings of a split, in dataset order, on the CPU.
+
+    The model is in eval mode meanwhile and gets its modes back. ``device``: where to compute (default: where the
+    model is).
+    """
+    return (encode_images(model, dataset, batch_size, device, progress),
+            encode_tokens(model, dataset.tokens, batch_size, device, progress))
+
+
+def _batches(rows: list[int], batch_size: int, what: str, progress: bool) -> Iterator[list[int]]:
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: at least 1 is needed")
+    with tqdm(total=len(rows), desc=f"encode {what}", disable=not progress) as bar:
+        for first in range(0, len(rows), batch_size):
+            yield rows[first : first + batch_size]
+            bar.update(min(batch_size, len(rows) - first))
+
+
+def similarity_matrix(model: MatchingModel, images: Encoding, captions: Encoding, block_bytes: int = 2**28,
+                      device: torch.device | str | None = None, progress: bool = False) -> Tensor:
+    """Scores (I, C) of all pairs, on the CPU: the one evaluator of all models.
+
+    Pairs are scored in blocks whose working memory, ``model.pair_bytes`` a pair, stays within ``block_bytes`` (at
+    least one pair). Captions are taken in order of length, so that a block of short ones is not padded to the longest.
+    The scores do not depend on the block size, beyond the rounding of matrix products of other shapes.
+    """
+    if not len(images) or not len(captions):
+        raise InputError(f"{len(images)} images and {len(captions)} captions: at least one of each is needed")
+    order = torch.arange(len(captions))
+    if captions.mask is not None:
+        order = captions.mask.sum(1).argsort(stable=True)
+    pairs = max(1, block_bytes // max(1, model.pair_bytes(images, captions)))
+    height = max(min(len(images), math.isqrt(pairs)), min(len(images), pairs // len(captions)))
+    width = min(len(captions), max(1, pairs // height))
+    scores: Tensor | None = None
+    with evaluating(model, device) as where, tqdm(
+        total=len(images) * len(captions), desc="score pairs", unit=" pairs", unit_scale=True, disable=not progress
+    ) as bar:
+        images, captions = _on_device_if_it_fits(images, captions, where)
+        for top in range(0, len(images), height):
+            block_images = images.select(slice(top, top + height)).to(where)
+            for left in range(0, len(captions), width):
+                columns = order[left : left + width]
+                block = model.similarity(block_images, captions.select(columns).to(where))
+                if block.shape != (len(block_images), len(columns)):
+                    raise InputError(f"{type(model).__name__}.similarity gave the shape {tuple(block.shape)} for "
+                                     f"{len(block_images)} images and {len(columns)} captions")
+                if scores is None:
+                    scores = torch.empty(len(images), len(captions), dtype=block.dtype)
+                scores[top : top + height, columns] = block.cpu()
+                bar.update(block.numel())
+    return scores.clone()  # made outside inference mode: the caller may do with it what he likes
+
+
+def pair_scores(model: MatchingModel, images: Encoding, captions: Encoding, image_rows: list[int], caption_rows: list[int],
+                device: torch.device | str | None = None) -> Tensor:
+    """Scores (n,) of the n pairs (image_rows[p], caption_rows[p]) alone, on the CPU.
+
+    A model scores every image against every caption it is given, so the pairs go in small blocks and their diagonals
+    are kept: 16 scores a wanted one, where the full matrix costs as many as there are captions.
+    """
+    scores = torch.empty(len(image_rows))
+    with evaluating(model, device) as where:
+        for rows in paired_blocks(captions, caption_rows):
+            block_images = images.select([image_rows[row] for row in rows]).to(where)
+            block_captions = captions.select([caption_rows[row] for row in rows]).to(where)
+            diagonal = model.similarity(block_images, block_captions).diagonal().cpu()
+            scores = scores.to(diagonal.dtype)
+            scores[rows] = diagonal
+    return scores.clone()
+
+
+def paired_blocks(captions: Encoding, caption_rows: list[int], size: int = _PAIR_BLOCK) -> list[list[int]]:
+    """Positions 0..n-1 of the pairs in blocks of ``size``, captions of like length together."""
+    lengths = [0] * len(captions) if captions.mask is None else captions.mask.sum(1).tolist()
+    order = sorted(range(len(caption_rows)), key=lambda pair: lengths[caption_rows[pair]])
+    return [order[first : first + size] for first in range(0, len(order), size)]
+
+
+def _on_device_if_it_fits(images: Encoding, captions: Encoding, device: torch.device) -> tuple[Encoding, Encoding]:
+    """Both Encodings on a GPU whose free memory holds them twice, so that no block is sent there again and again."""
+    if device.type != "cuda":
+        return images, captions
+    needed = 0
+
+    def count(value: Tensor) -> Tensor:
+        nonlocal needed
+        needed += value.numel() * value.element_size()
+        return value
+
+    images.map(count)
+    captions.map(count)
+    free, _ = torch.cuda.mem_get_info(device)
+    return (images.to(device), captions.to(device)) if 2 * needed < free else (images, captions)
