@@ -1,0 +1,268 @@
+"""Results on disk, and tables of them.
+
+A result file is JSON: one Result, or a list of them, as a notebook's metrics.json and data/results/*.json hold. A table's
+columns carry on their first level what was measured on what, so the numbers of the embedded dataset and those of
+a paper never share a column, whatever tables are put side by side.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import statistics
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from itm_lib.files import InputError, data_dir, project_root, read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pandas.io.formats.style import Styler
+
+SCHEMA = 1
+RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+_LABELS = {"rsum": "rSum", "median_rank": "median rank", "mean_rank": "mean rank", "map_at_r": "mAP@R",
+           "r_precision": "R-Precision", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
+
+
+class Metric(BaseModel):
+    """One number over the seeds: each seed's value, their mean, and the standard deviation (n − 1; None for one seed)."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    values: list[float] = Field(min_length=1)
+    mean: float
+    sd: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Metric:
+        values = [float(value) for value in values]
+        return cls(values=values, mean=statistics.fmean(values), sd=statistics.stdev(values) if len(values) > 1 else None)
+
+    def __str__(self) -> str:
+        """``52.1 ± 0.8``, or ``52.1`` for one seed."""
+        return f"{self.mean:.1f}" if self.sd is None else f"{self.mean:.1f} ± {self.sd:.1f}"
+
+
+class Result(BaseModel):
+    """What was run, on what, and what came out: the one schema of metrics.json and data/results/*.json.
+
+    ``model`` names the row ("SCAN t-i AVG"); ``dataset`` and ``variant`` the data; ``seconds`` is the wall-clock time of all
+    seeds together; ``commit`` and ``command`` say how to run it again; ``config`` holds every setting that matters.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    schema_number: Literal[1] = Field(SCHEMA, alias="schema")
+    model: str
+    dataset: str
+    variant: str = ""
+    split: Literal["train", "val", "test"]
+    seeds: list[int] = Field(min_length=1)
+    profile: str
+    config: dict[str, Any] = {}
+    commit: str
+    command: str
+    seconds: float = Field(ge=0)
+    metrics: dict[str, Metric]
+
+    @model_validator(mode="after")
+    def _one_value_a_seed(self) -> Result:
+        for name, metric in self.metrics.items():
+            if len(metric.values) != len(self.seeds):
+                raise ValueError(f"metric {name} has {len(metric.values)} values for {len(self.seeds)} seeds")
+        return self
+
+    @classmethod
+    def from_runs(cls, runs: Sequence[Mapping[str, float]], *, seeds: Sequence[int], **about: Any) -> Result:
+        """A Result of one {metric: value} a seed, in the order of ``seeds``; ``about`` are the other fields.
+
+        ``commit`` is looked up if it is not given. Runs with different metrics raise :class:`InputError`.
+        """
+        if not runs or len(runs) != len(seeds):
+            raise InputError(f"{len(runs)} runs for {len(seeds)} seeds: one run a seed is needed")
+        for seed, run in zip(seeds, runs):
+            if set(run) != set(runs[0]):
+                raise InputError(f"the run of seed {seed} has other metrics than the first: {sorted(set(run) ^ set(runs[0]))}")
+        metrics = {name: Metric.of([run[name] for run in runs]) for name in runs[0]}
+        about.setdefault("commit", commit_id())
+        return cls(seeds=list(seeds), metrics=metrics, **about)
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(by_alias=True, mode="json")
+
+    @property
+    def measured_on(self) -> str:
+        """The label of this result's columns: dataset, variant and split."""
+        return ", ".join(part for part in (self.dataset, self.variant, self.split) if part)
+
+
+def commit_id() -> str:
+    """The checkout's commit, with ``-dirty`` if tracked files are changed; ``"unknown"`` outside git."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], cwd=project_root(),
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() else "unknown"
+
+
+def write_result(path: str | Path, result: Result | Sequence[Result]) -> Path:
+    """Write one Result, or a list of them, to ``path`` atomically; returns the path."""
+    write_json(path, result.to_json() if isinstance(result, Result) else [each.to_json() for each in result])
+    return Path(path)
+
+
+def read_results(where: str | Path) -> list[Result]:
+    """The Results of a file, of all *.json under a folder, or of the files a pattern like ``runs/*/metrics.json`` names.
+
+    Files come in the order of their names. A damaged file, or one of another schema, raises :class:`InputError`.
+    """
+    path = Path(where)
+    if path.is_dir():
+        files = sorted(path.rglob("*.json"))
+    elif path.is_file():
+        files = [path]
+    else:
+        files = sorted(Path(name) for name in glob.glob(str(where), recursive=True))
+    if not files:
+        raise InputError(f"no results at {where}: run what makes them first, or give a folder, a file or a pattern")
+    results = []
+    for file in files:
+        content = read_json(file)
+        for row in content if isinstance(content, list) else [content]:
+            results.append(_parse(row, file))
+    return results
+
+
+def _parse(row: Any, file: Path) -> Result:
+    try:
+        return Result.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        raise InputError(f"{file} is not a result of schema {SCHEMA}: {place}: {first['msg']}; make it again") from None
+
+
+def metric_label(name: str) -> str:
+    """``i2t_r1`` → ``i2t R@1``: a metric's name as tables show it."""
+    way, _, rest = name.partition("_")
+    if way == "ceiling":
+        return f"ceiling {metric_label(rest)}"
+    if way in ("i2t", "t2i") and rest in _LABELS:
+        return f"{way} {_LABELS[rest]}"
+    return _LABELS.get(name, name.replace("_", " "))
+
+
+def results_table(results: Iterable[Result], columns: Sequence[str] = RECALLS) -> pd.DataFrame:
+    """Models × metrics with ``mean ± sd`` as text; the sign ± stands for the standard deviation over the seeds.
+
+    Columns are (measured on, metric): results of several datasets or splits get columns of their own. Each block ends with
+    the number of seeds. A metric that a result lacks is an empty cell. Two results of one model on
+    one dataset raise :class:`InputError`: give them names that tell them apart.
+    """
+    import pandas as pd
+
+    cells: dict[str, dict[tuple[str, str], str]] = {}
+    places: dict[str, None] = {}
+    for result in results:
+        row = cells.setdefault(result.model, {})
+        places.setdefault(result.measured_on)
+        if (result.measured_on, "seeds") in row:
+            raise InputError(f"two results of {result.model!r} on {result.measured_on}: give each a name of its own")
+        for name in columns:
+            row[result.measured_on, metric_label(name)] = str(result.metrics[name]) if name in result.metrics else ""
+        row[result.measured_on, "seeds"] = str(len(result.seeds))
+    if not cells:
+        raise InputError("no results to put in a table")
+    labels = [(place, label) for place in places for label in [*map(metric_label, columns), "seeds"]]
+    index = pd.MultiIndex.from_tuples(labels, names=["measured on", "metric"])
+    rows = [[row.get(label, "") for label in labels] for row in cells.values()]
+    return pd.DataFrame(rows, index=pd.Index(list(cells), name="model"), columns=index)
+
+
+class PaperRow(BaseModel):
+    """One row of data/paper_results.yaml: what a paper reports, and where."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    variant: str = ""
+    dataset: str
+    protocol: str
+    i2t: list[float | None] = Field(min_length=3, max_length=3)
+    t2i: list[float | None] = Field(min_length=3, max_length=3)
+    rsum: float | None = None
+    source: str
+    status: str = ""
+
+
+def read_paper_results(path: str | Path | None = None) -> list[PaperRow]:
+    """The rows of data/paper_results.yaml, checked."""
+    path = Path(path) if path is not None else data_dir() / "paper_results.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no file {path}: the papers' numbers come with the checkout, in data/") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML ({str(error).splitlines()[0]}): mend it") from None
+    if not isinstance(content, list):
+        raise InputError(f"{path} must be a list of rows")
+    rows = []
+    for number, row in enumerate(content, 1):
+        try:
+            rows.append(PaperRow.model_validate(row))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InputError(f"{path} row {number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return rows
+
+
+def paper_table(dataset: str, protocol: str, methods: Sequence[str] | None = None,
+                path: str | Path | None = None) -> pd.DataFrame:
+    """The papers' numbers on one dataset and protocol: recalls, rsum, source and status a row.
+
+    The first level of the columns says that they are the papers' ("Flickr30K, f30k_1k, papers"), which no measured result's
+    does: joined with ``results_table``, they stay apart. ``methods`` keeps those methods alone.
+    """
+    import pandas as pd
+
+    rows = [row for row in read_paper_results(path)
+            if row.dataset == dataset and row.protocol == protocol and (methods is None or row.method in methods)]
+    if not rows:
+        known = sorted({f"{row.dataset} {row.protocol}" for row in read_paper_results(path)})
+        raise InputError(f"no paper's numbers for {dataset} {protocol} {list(methods or [])}; there are: {', '.join(known)}")
+    place = f"{dataset}, {protocol}, papers"
+    labels = [*map(metric_label, RECALLS), "source", "status"]
+    show = lambda value: "" if value is None else f"{value:.1f}"
+    cells = [[*map(show, [*row.i2t, *row.t2i, row.rsum]), row.source, row.status] for row in rows]
+    index = pd.Index([f"{row.method} {row.variant}".strip() for row in rows], name="model")
+    return pd.DataFrame(cells, index=index, columns=pd.MultiIndex.from_product([[place], labels], names=["measured on", "metric"]))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as GitHub markdown; what was measured on what stands above the metric in each column's head."""
+    levels = table.columns.nlevels
+    heads = [" · ".join(map(str, column)) if levels > 1 else str(column) for column in table.columns]
+    lines = [[str(table.index.name or ""), *heads], ["---", *["---:"] * len(heads)]]
+    lines += [[str(name), *map(str, row)] for name, row in zip(table.index, table.itertuples(index=False))]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def styled(table: pd.DataFrame, caption: str = "") -> Styler:
+    """The table for a notebook: ruled heads, right-aligned numbers, a caption; values are untouched."""
+    rules = [
+        {"selector": "caption", "props": "caption-side: top; text-align: left; font-weight: 600; padding-bottom: 6px"},
+        {"selector": "th.col_heading", "props": "text-align: right; border-bottom: 1px solid #8a8f98; font-weight: 600"},
+        {"selector": "th.col_heading.level0", "props": "text-align: center"},
+        {"selector": "th.row_heading", "props": "text-align: left; font-weight: 500"},
+        {"selector": "td", "props": "text-align: right; padding: 3px 10px; font-variant-numeric: tabular-nums"},
+        {"selector": "tbody tr:nth-child(even)", "props": "background-color: rgba(128, 128, 128, 0.08)"},
+    ]
+    return table.style.set_caption(caption or None).set_table_styles(rules)
