@@ -28,6 +28,8 @@ SCHEMA = 1
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 _LABELS = {"rsum": "rSum", "median_rank": "median rank", "mean_rank": "mean rank", "map_at_r": "mAP@R",
            "r_precision": "R-Precision", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
+_NAMES = {"flickr30k": "Flickr30K", "coco": "COCO", "vse": "VSE++", "scan": "SCAN", "camp": "CAMP", "hrem": "HREM",
+          "dive": "DivE", "sco": "SCO", "vse_infinity": "VSE∞"}
 
 
 class Metric(BaseModel):
@@ -200,6 +202,7 @@ class PaperRow(BaseModel):
     t2i: list[float | None] = Field(min_length=3, max_length=3)
     rsum: float | None = None
     source: str
+    table: str = ""
     status: str = ""
 
 
@@ -224,25 +227,25 @@ def read_paper_results(path: str | Path | None = None) -> list[PaperRow]:
     return rows
 
 
-def paper_table(dataset: str, protocol: str, methods: Sequence[str] | None = None,
-                path: str | Path | None = None) -> pd.DataFrame:
-    """The papers' numbers on one dataset and protocol: recalls, rsum, source and status a row.
+def paper_table(protocol: str, methods: Sequence[str] | None = None, path: str | Path | None = None) -> pd.DataFrame:
+    """The papers' numbers under one protocol (f30k_1k, coco_1k_fivefold, coco_5k): recalls, rsum, source, status.
 
-    The first level of the columns says that they are the papers' ("Flickr30K, f30k_1k, papers"), which no measured result's
-    does: joined with ``results_table``, they stay apart. ``methods`` keeps those methods alone.
+    The first level of the columns says whose they are ("Flickr30K, f30k_1k, papers"), which no measured result's does:
+    joined with ``results_table`` they stay apart. ``methods`` ("scan", "camp", ...) keeps those alone.
     """
     import pandas as pd
 
-    rows = [row for row in read_paper_results(path)
-            if row.dataset == dataset and row.protocol == protocol and (methods is None or row.method in methods)]
+    every = read_paper_results(path)
+    rows = [row for row in every if row.protocol == protocol and (methods is None or row.method in methods)]
     if not rows:
-        known = sorted({f"{row.dataset} {row.protocol}" for row in read_paper_results(path)})
-        raise InputError(f"no paper's numbers for {dataset} {protocol} {list(methods or [])}; there are: {', '.join(known)}")
-    place = f"{dataset}, {protocol}, papers"
+        known = ", ".join(sorted({f"{row.method} {row.protocol}" for row in every}))
+        raise InputError(f"no paper's numbers for {protocol} {', '.join(methods or [])}; there are: {known}")
+    place = f"{_NAMES.get(rows[0].dataset, rows[0].dataset)}, {protocol}, papers"
     labels = [*map(metric_label, RECALLS), "source", "status"]
     show = lambda value: "" if value is None else f"{value:.1f}"
-    cells = [[*map(show, [*row.i2t, *row.t2i, row.rsum]), row.source, row.status] for row in rows]
-    index = pd.Index([f"{row.method} {row.variant}".strip() for row in rows], name="model")
+    cells = [[*map(show, [*row.i2t, *row.t2i, row.rsum]), ", ".join(filter(None, [row.source, row.table])), row.status]
+             for row in rows]
+    index = pd.Index([f"{_NAMES.get(row.method, row.method)} {row.variant}".strip() for row in rows], name="model")
     return pd.DataFrame(cells, index=index, columns=pd.MultiIndex.from_product([[place], labels], names=["measured on", "metric"]))
 
 
