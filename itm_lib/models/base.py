@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from itm_lib.data.dataset import Batch
+from itm_lib.models.saving import FolderModel
 
 
 @dataclass
@@ -24,27 +25,34 @@ class Encoding:
     ``fragments`` (n, F, E): one vector a region or word, with ``mask`` (n, F) bool, True = real; or None.
     ``embedding`` (n, E), or (n, K, E) for sets: one vector a sample; or None.
     ``extra``: named tensors of leading size n that this model's loss or similarity needs besides.
+    ``members``: the Encodings of an ensemble's models, each of n samples.
     """
 
     fragments: Tensor | None = None
     mask: Tensor | None = None
     embedding: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+    members: tuple[Encoding, ...] = ()
 
     def __len__(self) -> int:
+        if self.members:
+            return len(self.members[0])
         return len(self.fragments if self.fragments is not None else self.embedding)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Encoding:
         """The Encoding with ``function`` applied to every tensor."""
         each = lambda value: None if value is None else function(value)  # noqa: E731
         return Encoding(each(self.fragments), each(self.mask), each(self.embedding),
-                        {name: function(value) for name, value in self.extra.items()})
+                        {name: function(value) for name, value in self.extra.items()},
+                        tuple(member.map(function) for member in self.members))
 
     def to(self, device: torch.device | str) -> Encoding:
         return self.map(lambda value: value.to(device))
 
     def select(self, rows: Any) -> Encoding:
         """Samples ``rows`` (a slice or indices), with trailing fragments that are padding in all of them cut off."""
+        if self.members:
+            return Encoding(members=tuple(member.select(rows) for member in self.members))
         part = self.map(lambda value: value[rows])
         if part.mask is None or part.fragments is None or not len(part):
             return part
@@ -55,6 +63,8 @@ class Encoding:
     def cat(parts: Sequence[Encoding]) -> Encoding:
         """One Encoding of all samples, fragments padded with zeros to the longest."""
         first = parts[0]
+        if first.members:
+            return Encoding(members=tuple(Encoding.cat(column) for column in zip(*(part.members for part in parts))))
         fragments = mask = None
         if first.fragments is not None:
             width = max(part.fragments.shape[1] for part in parts)
@@ -66,15 +76,30 @@ class Encoding:
 
 
 class ModelConfig(BaseModel):
-    """Base of the models' configs: frozen, and an unknown key is an error."""
+    """Base of the models' configs: frozen, and an unknown key is an error.
+
+    ``compat="official"`` fills the fields that ``official`` lists, as the authors' released code has them; a field that is
+    given keeps its value.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    official: ClassVar[dict[str, Any]] = {}
+
+    compat: Literal["default", "official"] = "default"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_compat(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("compat") == "official":
+            return {**cls.official, **values}
+        return values
 
 
-class MatchingModel(nn.Module):
+class MatchingModel(nn.Module, FolderModel):
     """Base of all models. Subclasses write the two encoders, ``similarity``, ``loss`` and ``collapsed_loss``."""
 
     name: ClassVar[str]                      # the registry's name: "vse", "scan", ...
+    config_class: ClassVar[type[ModelConfig]]
     batch_layout: ClassVar[str] = "caption"  # how the trainer draws batches: see itm_lib.data.dataset.BatchSampler
     image_input: ClassVar[str] = "regions"   # or "pixels": then ``regions`` is (I, 3, H, W) without a mask
     config: ModelConfig

@@ -1,0 +1,83 @@
+"""Losses as functions of a score matrix and of which pairs match.
+
+Scores S are (I, C): rows are images, columns captions, higher is better. A *pair* (i, c) is one listed match; the positive
+mask (I, C) marks every entry that must not act as a negative. Hinge loss of VSE++ and its followers, margin δ::
+
+    i2t of a pair:  [δ + S_ij - S_ic]₊   over the negative captions j of image i
+    t2i of a pair:  [δ + S_kc - S_ic]₊   over the negative images k of caption c
+
+``negatives="hardest"`` keeps the largest term, ``"all"`` keeps all. ``reduction="sum"`` adds up over pairs (and negatives);
+``"mean"`` is the mean over pairs, with all negatives the mean over (pair, negative) terms. A model that gives every pair
+the same score therefore has a mean loss of 2δ either way: see :func:`collapsed_hinge`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Negatives = Literal["hardest", "all"]
+Reduction = Literal["mean", "sum"]
+
+
+def matched_pairs(image_ids: Tensor, caption_image_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns (P,) of the listed matches.
+
+    The diagonal where images and captions come in pairs (``image_ids`` equals ``caption_image_ids``, images may repeat);
+    otherwise every caption with every row that holds its image.
+    """
+    if image_ids.shape == caption_image_ids.shape and torch.equal(image_ids, caption_image_ids):
+        diagonal = torch.arange(len(image_ids), device=image_ids.device)
+        return diagonal, diagonal
+    rows, columns = torch.nonzero(image_ids[:, None] == caption_image_ids[None, :], as_tuple=True)
+    return rows, columns
+
+
+def positive_mask(image_ids: Tensor, caption_image_ids: Tensor, same_image_negatives: bool = False) -> Tensor:
+    """(I, C) bool, True where a caption is no negative of an image.
+
+    By default every caption of the same image; with ``same_image_negatives`` the listed pairs alone, as in SCAN's code.
+    """
+    if not same_image_negatives:
+        return image_ids[:, None] == caption_image_ids[None, :]
+    mask = torch.zeros(len(image_ids), len(caption_image_ids), dtype=torch.bool, device=image_ids.device)
+    mask[matched_pairs(image_ids, caption_image_ids)] = True
+    return mask
+
+
+def hinge_loss(scores: Tensor, pairs: tuple[Tensor, Tensor], positives: Tensor, margin: float = 0.2,
+               negatives: Negatives = "hardest", reduction: Reduction = "mean") -> dict[str, Tensor]:
+    """Hinge loss of ``scores`` (I, C): ``{"loss", "i2t", "t2i"}``, scalars, loss = i2t + t2i.
+
+    ``pairs``: rows and columns (P,) of the listed matches; ``positives`` (I, C) bool: entries that are never negatives.
+    A pair without a negative adds 0.
+    """
+    rows, columns = pairs
+    matched = scores[rows, columns]
+    terms = {}
+    for name, lines, mask in (("i2t", scores, positives), ("t2i", scores.T, positives.T)):
+        line = rows if name == "i2t" else columns
+        if negatives == "hardest":
+            hardest = lines.masked_fill(mask, -torch.inf).amax(1)
+            costs = (margin + hardest[line] - matched).clamp(min=0)
+            count = len(line)
+        else:
+            costs = (margin + lines[line] - matched[:, None]).clamp(min=0).masked_fill(mask[line], 0)
+            count = (~mask[line]).sum().clamp(min=1)
+        terms[name] = costs.sum() / count if reduction == "mean" else costs.sum()
+    return {"loss": terms["i2t"] + terms["t2i"], **terms}
+
+
+def collapsed_hinge(num_images: int, num_captions: int, margin: float = 0.2, negatives: Negatives = "hardest",
+                    reduction: Reduction = "mean") -> float:
+    """The hinge loss if all scores were equal and images were paired with captions one to one.
+
+    2δ for a mean; 2δB for the sum over hardest negatives of B pairs, 2δB(B - 1) over all negatives.
+    """
+    if reduction == "mean":
+        return 2 * margin
+    pairs = max(num_images, num_captions)
+    per_pair = 2 if negatives == "hardest" else (num_captions - 1) + (num_images - 1)
+    return margin * pairs * per_pair

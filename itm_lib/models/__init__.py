@@ -1,0 +1,54 @@
+"""The models. ``build_model`` makes one from its name and settings, ``load_model`` reads a saved one."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from itm_lib.data.captions import Vocabulary
+from itm_lib.files import InputError
+from itm_lib.models.base import Encoding, MatchingModel, ModelConfig
+from itm_lib.models.ensemble import Ensemble
+from itm_lib.models.saving import checked_config, read_config, resolve_folder
+from itm_lib.models.scan import SCAN, SCANConfig
+from itm_lib.models.vse import VSE, VSEConfig
+
+MODELS: dict[str, tuple[type[MatchingModel], type[ModelConfig]]] = {
+    "vse": (VSE, VSEConfig),
+    "scan": (SCAN, SCANConfig),
+}
+
+__all__ = ["MODELS", "SCAN", "VSE", "Encoding", "Ensemble", "MatchingModel", "ModelConfig", "SCANConfig", "VSEConfig",
+           "build_model", "load_model", "model_classes"]
+
+
+def model_classes(name: str) -> tuple[type[MatchingModel], type[ModelConfig]]:
+    """Model and config class of a registered name; another name is an InputError that names the nearest."""
+    if name not in MODELS:
+        close = difflib.get_close_matches(str(name), MODELS, 1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(MODELS)}"
+        raise InputError(f"no model is called {name!r}; {hint}")
+    return MODELS[name]
+
+
+def build_model(name: str, config: dict[str, Any] | None = None, region_dim: int | None = None,
+                vocabulary_size: int | None = None) -> MatchingModel:
+    """A new model. ``region_dim`` and ``vocabulary_size`` come from the data, everything else from ``config``."""
+    model_class, config_class = model_classes(name)
+    values = dict(config or {})
+    for key, found in (("region_dim", region_dim), ("vocab_size", vocabulary_size)):
+        if found is not None and values.setdefault(key, found) != found:
+            raise InputError(f"model {name}: {key} is set to {values[key]} but the data has {found}; leave it out")
+    return model_class(checked_config(config_class, values, f"model {name}"))
+
+
+def load_model(folder: str | Path) -> tuple[MatchingModel, Vocabulary | None]:
+    """The model saved in ``folder`` (or at ``hf://owner/name``), in evaluation mode, and its vocabulary."""
+    folder = resolve_folder(folder)
+    method, values = read_config(folder)
+    if method == Ensemble.name:
+        model = Ensemble([load_model(folder / str(number))[0] for number in range(values["members"])]).eval()
+    else:
+        model = model_classes(method)[0].from_pretrained(folder)
+    return model, model.vocabulary
