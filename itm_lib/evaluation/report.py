@@ -250,12 +250,16 @@ def paper_table(protocol: str, methods: Sequence[str] | None = None, path: str |
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table as GitHub markdown; what was measured on what stands above the metric in each column's head."""
-    levels = table.columns.nlevels
-    heads = [" · ".join(map(str, column)) if levels > 1 else str(column) for column in table.columns]
+    """The table as GitHub markdown. What was measured on what stands in the heads, or above if it is one for all."""
+    heads = [str(column) for column in table.columns]
+    above = ""
+    if table.columns.nlevels == 2:
+        places = list(dict.fromkeys(table.columns.get_level_values(0)))
+        above = f"{places[0]}:\n\n" if len(places) == 1 else ""
+        heads = [metric if above else f"{place}: {metric}" for place, metric in table.columns]
     lines = [[str(table.index.name or ""), *heads], ["---", *["---:"] * len(heads)]]
     lines += [[str(name), *map(str, row)] for name, row in zip(table.index, table.itertuples(index=False))]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return above + "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def styled(table: pd.DataFrame, caption: str = "") -> Styler:
