@@ -12,17 +12,19 @@ A notebook declares its own parameters by subclassing :class:`NotebookParameters
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from itm_lib.files import InputError, project_root, write_json
+from itm_lib.files import InputError, nearest, project_root, validation_line
+
+if TYPE_CHECKING:
+    from itm_lib.evaluation.report import Result
 
 PROFILES = ("smoke", "course", "paper")
 Value = TypeVar("Value")
@@ -36,28 +38,6 @@ def choose(profile: str, *, smoke: Value, course: Value, paper: Value) -> Value:
     if profile not in values:
         raise InputError(f"unknown profile {profile!r}{nearest(profile, PROFILES)}")
     return values[profile]
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """``: did you mean 'x'?`` for the closest of ``names``, else ``: choose one of ...``; the end of an error line."""
-    names = sorted(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f": did you mean {close[0]!r}?" if close else f": choose one of {', '.join(names)}"
-
-
-def validation_line(error: ValidationError, names: Iterable[str] = ()) -> str:
-    """A pydantic error as one line; an unknown name gets the nearest of ``names``."""
-    parts = []
-    for problem in error.errors():
-        place = ".".join(str(step) for step in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            parts.append(f"unknown {place!r}{nearest(place, names) if names else ''}")
-        elif problem["type"] == "missing":
-            parts.append(f"{place} is missing")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            parts.append(f"{place} = {problem['input']!r}: {message[:1].lower()}{message[1:]}" if place else message)
-    return " ".join("; ".join(parts).split())
 
 
 class NotebookParameters(BaseModel):
@@ -128,11 +108,8 @@ def hold(lock: Path, otherwise: str) -> None:
     _locks[key] = file_lock
 
 
-def write_metrics(out_dir: str | Path, results: BaseModel | Mapping[str, Any] | Sequence[BaseModel | Mapping[str, Any]]) -> Path:
-    """Write metrics.json into ``out_dir``: one result (:class:`itm_lib.evaluation.report.Result`), or a list of them."""
-    one = isinstance(results, (BaseModel, Mapping))
-    rows = [row.model_dump(mode="json", by_alias=True) if isinstance(row, BaseModel) else dict(row)
-            for row in ([results] if one else results)]
-    path = Path(out_dir) / "metrics.json"
-    write_json(path, rows[0] if one else rows)
-    return path
+def write_metrics(out_dir: str | Path, results: Result | Sequence[Result]) -> Path:
+    """Write metrics.json into ``out_dir``: one result, or a list of them."""
+    from itm_lib.evaluation.report import write_result  # late: the command line reads this module and needs no torch
+
+    return write_result(Path(out_dir) / "metrics.json", results)

@@ -7,16 +7,42 @@ The command line prints that line alone; a notebook ends with it.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class InputError(ValueError):
     """Something the user gave is wrong. The message is one line: what, where, what to do."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``: did you mean 'x'?`` for the closest of ``names``, else ``: choose one of ...``; the end of an error line."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f": did you mean {close[0]!r}?" if close else f": choose one of {', '.join(names)}"
+
+
+def validation_line(error: ValidationError, names: Iterable[str] = ()) -> str:
+    """A pydantic error as one line; an unknown name gets the nearest of ``names``."""
+    parts = []
+    for problem in error.errors():
+        place = ".".join(str(step) for step in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            parts.append(f"unknown {place!r}{nearest(place, names) if names else ''}")
+        elif problem["type"] == "missing":
+            parts.append(f"{place} is missing")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            parts.append(f"{place} = {problem['input']!r}: {message[:1].lower()}{message[1:]}" if place else message)
+    return " ".join("; ".join(parts).split())
 
 
 def project_root(start: Path | None = None) -> Path:
