@@ -1,0 +1,303 @@
+"""Figures of the course: arrays in, a matplotlib Figure out. Nothing is drawn, set or saved by importing this module.
+
+Pictures are (H, W, 3) uint8 arrays or PIL images; boxes are x0 y0 x1 y1 in [0, 1]; a score matrix has a row a picture and
+a column a caption. Colours are those of Okabe and Ito, which readers with any colour vision tell apart; what is right and
+what is wrong also differs by sign and by line, never by colour alone. A notebook calls :func:`style` once, and the
+Figure that ends a cell is shown.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+from itm_lib.files import InputError
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#7F7F7F")
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
+RECALLS = {"i2t_r1": "R@1", "i2t_r5": "R@5", "i2t_r10": "R@10", "t2i_r1": "R@1", "t2i_r5": "R@5", "t2i_r10": "R@10"}
+DIRECTIONS = {"i2t": "picture to captions (i2t)", "t2i": "caption to pictures (t2i)"}
+WIDE = 6  # up to so many columns of a score matrix have room for wrapped captions
+# sign, colour and line of a retrieved item
+OWN, ALSO_TRUE, WRONG = ("✓ own", GREEN, "-"), ("✓ also true", GREEN, (0, (3, 2))), ("✗ false", RED, "-")
+
+
+def style() -> None:
+    """Set the look of the course's figures: readable sizes, no frame on top and right. Call it once a notebook."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({
+        "figure.dpi": 100, "savefig.dpi": 100, "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10,
+        "legend.fontsize": 9, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.prop_cycle": plt.cycler(color=COLOURS), "lines.linewidth": 1.6, "image.cmap": "viridis",
+        "axes.grid": False, "grid.color": "#DDDDDD", "axes.axisbelow": True,
+    })
+    plt.get_backend()  # in a notebook this turns the inline display of figures on
+
+
+def captioned_pictures(pictures: Sequence[Any], captions: Sequence[str], columns: int = 4, width: float = 2.4) -> Figure:
+    """A grid of pictures, each with its caption below. ``width`` is inches a picture."""
+    if len(pictures) != len(captions):
+        raise InputError(f"{len(pictures)} pictures but {len(captions)} captions: give one caption a picture")
+    texts = [textwrap.fill(caption, int(12 * width)) for caption in captions]
+    rows, lines = -(-len(pictures) // columns), max(text.count("\n") + 1 for text in texts)
+    figure, axes = _grid(rows, columns, (columns * width, rows * (width + 0.17 * lines)))
+    for ax, picture, text in zip(axes.flat, pictures, texts):
+        _picture(ax, picture)
+        ax.set_xlabel(text)
+    for ax in axes.flat[len(pictures):]:
+        ax.set_axis_off()
+    return figure
+
+
+def caption_list(pictures: Sequence[Any], captions: Sequence[Sequence[str]], own: Sequence[Sequence[bool]] | None = None,
+                 true: Sequence[Sequence[bool]] | None = None, scores: Sequence[Sequence[float]] | None = None,
+                 width: float = 9.0) -> Figure:
+    """A row a picture: the picture, and its captions in the order given.
+
+    With ``own`` (the caption was written for the picture) and ``true`` (it is true of the picture) every caption gets its
+    sign: own, also true, or false. ``scores`` are printed in front.
+    """
+    figure, axes = _grid(len(pictures), 2, (width, 1.9 * len(pictures)), width_ratios=(1, width / 1.9 - 1))
+    for row, (picture, texts) in enumerate(zip(pictures, captions)):
+        _picture(axes[row, 0], picture)
+        ax = axes[row, 1]
+        ax.set_axis_off()
+        ax.set(xlim=(0, 1), ylim=(0, 1))
+        for line, text in enumerate(texts):
+            mark, colour, _ = _verdict(own[row][line], true[row][line]) if own is not None else ("", BLACK, "-")
+            score = f"{scores[row][line]:+.2f}  " if scores is not None else ""
+            y = 1 - (line + 0.5) / len(texts)
+            ax.text(0.0, y, mark or "•", color=colour, va="center", weight="bold")
+            ax.text(0.17 if mark else 0.03, y, score + text, va="center")
+    return figure
+
+
+def retrieved_pictures(queries: Sequence[str], pictures: Sequence[Sequence[Any]], own: Sequence[Sequence[bool]],
+                       true: Sequence[Sequence[bool]], scores: Sequence[Sequence[float]] | None = None,
+                       width: float = 1.75) -> Figure:
+    """A row a query caption: its best pictures from left to right.
+
+    A solid green frame is the picture the caption was written for, a dashed green one another picture it is true of, a
+    red one a picture it is false of. ``own`` and ``true`` (queries, pictures) say which is which.
+    """
+    columns = max(len(row) for row in pictures)
+    figure = Figure(figsize=(columns * width, len(queries) * (width + 0.55)), layout="constrained")
+    for part, query, row, is_own, is_true, marks in zip(
+            figure.subfigures(len(queries), 1, squeeze=False)[:, 0], queries, pictures, own, true,
+            scores if scores is not None else [None] * len(queries)):
+        part.suptitle(f"“{query}”", x=0.01, ha="left", fontsize=10, weight="bold")
+        for place, ax in enumerate(part.subplots(1, columns, squeeze=False)[0]):
+            if place >= len(row):
+                ax.set_axis_off()
+                continue
+            mark, colour, line = _verdict(is_own[place], is_true[place])
+            _picture(ax, row[place])
+            _frame(ax, colour, line)
+            ax.set_xlabel(mark + ("" if marks is None else f"  {marks[place]:+.2f}"), color=colour)
+    return figure
+
+
+def score_matrix(scores: Any, pictures: Sequence[Any] | None = None, captions: Sequence[str] | None = None,
+                 truth: Any = None, numbers: bool | None = None, title: str = "", label: str = "score",
+                 cell: float | None = None) -> Figure:
+    """A heat map of scores (I, C), with the pictures beside the rows and the captions under the columns.
+
+    ``truth`` (I, C) frames the true pairs. ``numbers`` writes the scores into the cells (default: if there are at most
+    60). ``cell`` is inches a cell where pictures or captions are given (default: by the number of columns).
+    """
+    scores = np.asarray(scores, dtype=float)
+    if scores.ndim != 2:
+        raise InputError(f"a score matrix has 2 axes, (pictures, captions); this one has shape {scores.shape}")
+    rows, columns = scores.shape
+    labelled = pictures is not None or captions is not None
+    cell = cell or (1.15 if columns <= WIDE else 0.72)
+    size = (cell * (columns + 2.2), cell * rows + 1.3) if labelled else (6.4, 1.2 + 4.6 * min(1.0, rows / columns))
+    figure = Figure(figsize=size, layout="constrained")
+    ax = figure.add_subplot()
+    image = ax.imshow(scores, aspect="equal" if labelled or rows == columns else "auto", interpolation="nearest")
+    figure.colorbar(image, ax=ax, label=label, shrink=0.8)
+    ax.spines[:].set_visible(False)
+    if numbers if numbers is not None else scores.size <= 60:
+        _cell_numbers(ax, scores, image)
+    if truth is not None:
+        for row, column in np.argwhere(np.asarray(truth, dtype=bool)):
+            ax.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=RED, linewidth=2.5))
+    _score_axes(ax, rows, columns, pictures, captions)
+    ax.set_title(title)
+    return figure
+
+
+def training_curve(losses: Mapping[str, Sequence[float]], validation: Mapping[str, Sequence[float]], *,
+                   collapsed: float | None = None, metric: str = "rsum on val", smooth: int = 20,
+                   best_possible: float | None = None) -> Figure:
+    """Loss of every step (left) and the validation metric of every epoch (right), one colour a model.
+
+    ``collapsed`` draws the loss of a model that gives every pair the same score. The bold loss is a running mean over
+    ``smooth`` steps. ``best_possible`` draws what a perfect matcher would reach.
+    """
+    figure = Figure(figsize=(9.2, 3.3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, (name, values) in enumerate(losses.items()):
+        values, colour = np.asarray(values, dtype=float), COLOURS[number % len(COLOURS)]
+        steps = np.arange(1, len(values) + 1)
+        window = max(1, min(smooth, len(values) // 4))
+        left.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        mean = np.convolve(values, np.ones(window) / window, mode="valid")
+        left.plot(steps[window - 1:], mean, color=colour, label=name)
+    for number, (name, values) in enumerate(validation.items()):
+        right.plot(np.arange(1, len(values) + 1), values, "o-", markersize=3.5, color=COLOURS[number % len(COLOURS)], label=name)
+    if collapsed is not None:
+        _level(left, collapsed, f"collapsed model: {collapsed:.2f}")
+    if best_possible is not None:
+        _level(right, best_possible, f"perfect matcher: {best_possible:.0f}")
+    left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    right.set(xlabel="epoch", ylabel=metric)
+    right.xaxis.get_major_locator().set_params(integer=True)
+    for ax in (left, right):
+        ax.grid(axis="y")
+        ax.legend(loc="best")
+    return figure
+
+
+def recall_bars(results: Mapping[str, Mapping[str, float]], ceiling: Mapping[str, float] | None = None) -> Figure:
+    """R@1, R@5, R@10 of both directions as bars, one colour a model; black lines are the ceiling of a perfect matcher.
+
+    ``results`` {model: {"i2t_r1": percent, ...}}; ``ceiling`` {"i2t_r1": percent, ...}, a missing key draws no line.
+    """
+    figure = Figure(figsize=(9.2, 3.3), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    width = 0.8 / len(results)
+    for ax, direction in zip(axes, DIRECTIONS):
+        keys = [key for key in RECALLS if key.startswith(direction)]
+        for number, (name, metrics) in enumerate(results.items()):
+            x = np.arange(len(keys)) + (number - (len(results) - 1) / 2) * width
+            bars = ax.bar(x, [metrics[key] for key in keys], 0.92 * width, color=COLOURS[number % len(COLOURS)], label=name)
+            ax.bar_label(bars, fmt="%.0f", padding=1, fontsize=8)
+        for place, key in enumerate(keys):
+            if ceiling is not None and key in ceiling:
+                ax.plot([place - 0.45, place + 0.45], [ceiling[key]] * 2, color=BLACK, linewidth=2,
+                        label="perfect matcher")
+        ax.set_xticks(range(len(keys)), [RECALLS[key] for key in keys])
+        ax.set(title=DIRECTIONS[direction], ylim=(0, 108), yticks=range(0, 101, 20))
+        ax.grid(axis="y")
+    axes[0].set_ylabel("queries answered (%)")
+    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries.keys(), loc="outside right center")
+    return figure
+
+
+def word_attention(picture: Any, words: Sequence[str], boxes: Any, weights: Any, gold: Sequence[Any] | None = None,
+                   columns: int = 5, width: float = 1.9) -> Figure:
+    """Attention of words over the regions of one picture: a panel a word, every box filled by its weight.
+
+    ``boxes`` (R, 4), ``weights`` (W, R) sum to 1 over R. The solid frame is the region with the largest weight; a dashed
+    black frame is ``gold[w]``, the box (or boxes) the word speaks of, None where it speaks of none.
+    """
+    boxes, weights = np.asarray(boxes, dtype=float), np.asarray(weights, dtype=float)
+    if weights.shape != (len(words), len(boxes)):
+        raise InputError(f"attention of {len(words)} words over {len(boxes)} regions has shape {weights.shape}")
+    rows = -(-len(words) // columns)
+    figure, axes = _grid(rows, columns, (columns * width, rows * (width + 0.4)))
+    for number, (ax, word) in enumerate(zip(axes.flat, words)):
+        height, breadth = _picture(ax, picture)
+        scale = np.array([breadth, height, breadth, height])
+        strength = weights[number] / max(weights[number].max(), 1e-12)
+        for region in np.argsort(strength):
+            _box(ax, boxes[region] * scale, facecolor=ORANGE, alpha=0.65 * strength[region], linewidth=0)
+        top = int(strength.argmax())
+        _box(ax, boxes[top] * scale, fill=False, edgecolor=RED, linewidth=2)
+        for box in [] if gold is None or gold[number] is None else np.atleast_2d(gold[number]):
+            _box(ax, box * scale, fill=False, edgecolor=BLACK, linewidth=1.5, linestyle=(0, (3, 2)),
+                 path_effects=[withStroke(linewidth=3, foreground="white")])  # seen on dark pictures too
+        ax.set_title(word, weight="bold")
+        ax.set_xlabel(f"largest weight {weights[number, top]:.2f}", fontsize=8)
+    for ax in axes.flat[len(words):]:
+        ax.set_axis_off()
+    return figure
+
+
+def result_dots(values: Mapping[str, Mapping[str, Sequence[float]]], ceiling: Mapping[str, float] | None = None,
+                unit: str = "%") -> Figure:
+    """One panel a metric, one line a model: every seed an open dot, the mean a full one, a bar of one standard deviation.
+
+    ``values`` {metric: {model: one value a seed}}; ``ceiling`` {metric: value} draws what a perfect matcher reaches.
+    """
+    names = list(dict.fromkeys(name for models in values.values() for name in models))
+    figure = Figure(figsize=(max(4.6, 1.5 + 3.1 * len(values)), 1.0 + 0.42 * len(names)), layout="constrained")
+    for ax, (metric, models) in zip(figure.subplots(1, len(values), sharey=True, squeeze=False)[0], values.items()):
+        for number, name in enumerate(names):
+            if name not in models:
+                continue
+            seeds, colour = np.asarray(models[name], dtype=float), COLOURS[number % len(COLOURS)]
+            spread = seeds.std(ddof=1) if len(seeds) > 1 else 0.0
+            ax.plot(seeds, np.full(len(seeds), number + 0.24), "o", fillstyle="none", color=colour, markersize=4)
+            ax.errorbar(seeds.mean(), number, xerr=spread, fmt="o", color=colour, capsize=3, markersize=7)
+        if ceiling is not None and metric in ceiling:
+            ax.axvline(ceiling[metric], color=BLACK, linestyle="--", linewidth=1.2)
+        ax.set_yticks(range(len(names)), names)
+        ax.set(xlabel=f"{metric} ({unit})" if unit else metric, ylim=(len(names) - 0.5, -0.5))
+        ax.grid(axis="x")
+    return figure
+
+
+def _grid(rows: int, columns: int, size: tuple[float, float], **gridspec: Any) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=gridspec)
+
+
+def _picture(ax: Axes, picture: Any) -> tuple[int, int]:
+    """Draw a picture without ticks or frame; its height and width in pixels."""
+    pixels = np.asarray(picture)
+    ax.imshow(pixels)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return pixels.shape[0], pixels.shape[1]
+
+
+def _frame(ax: Axes, colour: str, line: Any) -> None:
+    for spine in ax.spines.values():
+        spine.set(visible=True, color=colour, linewidth=3.5, linestyle=line)
+
+
+def _box(ax: Axes, box: np.ndarray, **look: Any) -> None:
+    ax.add_patch(Rectangle(box[:2], box[2] - box[0], box[3] - box[1], **look))
+
+
+def _verdict(own: bool, true: bool) -> tuple[str, str, Any]:
+    return OWN if own else ALSO_TRUE if true else WRONG
+
+
+def _level(ax: Axes, value: float, text: str) -> None:
+    ax.axhline(value, color=BLACK, linestyle="--", linewidth=1.2, label=text)
+
+
+def _cell_numbers(ax: Axes, scores: np.ndarray, image: Any) -> None:
+    for (row, column), score in np.ndenumerate(scores):
+        red, green, blue, _ = image.cmap(image.norm(score))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        ax.text(column, row, f"{score:.2f}", ha="center", va="center", color="white" if dark else "black")
+
+
+def _score_axes(ax: Axes, rows: int, columns: int, pictures: Sequence[Any] | None, captions: Sequence[str] | None) -> None:
+    if captions is not None:
+        wide = columns <= WIDE
+        texts = [textwrap.fill(caption, 17) if wide else textwrap.shorten(caption, 34, placeholder=" …") for caption in captions]
+        ax.set_xticks(range(columns), texts, fontsize=8, **({} if wide else {"rotation": 50, "ha": "right", "rotation_mode": "anchor"}))
+    else:
+        ax.set_xlabel("caption")
+    if pictures is None:
+        ax.set_ylabel("picture")
+    else:
+        ax.set_yticks([])
+        for row, picture in enumerate(pictures):
+            _picture(ax.inset_axes([-1.62, row - 0.46, 0.92, 0.92], transform=ax.transData), picture)
+    ax.tick_params(length=0)

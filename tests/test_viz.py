@@ -1,0 +1,139 @@
+"""The figures show what they were given: the tests read the drawn values back from the Figure."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.patches import Rectangle
+
+from itm_lib import viz
+from itm_lib.files import InputError
+
+PICTURE = np.full((20, 40, 3), 200, dtype=np.uint8)
+RECALLS = {"i2t_r1": 50.0, "i2t_r5": 70.0, "i2t_r10": 80.0, "t2i_r1": 40.0, "t2i_r5": 60.0, "t2i_r10": 75.0}
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def drawn(figure):
+    """The figure renders, layout and all; its axes."""
+    figure.canvas.draw()
+    return figure.axes
+
+
+def test_importing_changes_no_setting():
+    code = ("import matplotlib; before = dict(matplotlib.rcParams); import itm_lib.viz; "
+            "assert dict(matplotlib.rcParams) == before")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_style_sets_the_colours():
+    import matplotlib
+
+    with matplotlib.rc_context():
+        viz.style()
+        assert [entry["color"] for entry in matplotlib.rcParams["axes.prop_cycle"]] == list(viz.COLOURS)
+
+
+def test_captioned_pictures_puts_each_caption_below_its_picture():
+    axes = drawn(viz.captioned_pictures([PICTURE] * 3, ["a dog", "a cat", "two red boats"], columns=2))
+    assert [ax.get_xlabel() for ax in axes] == ["a dog", "a cat", "two red boats", ""]
+    assert not axes[3].axison
+
+
+def test_captioned_pictures_refuses_a_missing_caption():
+    with pytest.raises(InputError, match="3 pictures but 2 captions"):
+        viz.captioned_pictures([PICTURE] * 3, ["a dog", "a cat"])
+
+
+def test_caption_list_signs_every_caption():
+    figure = viz.caption_list([PICTURE], [["a dog", "an animal", "a boat"]], own=[[True, False, False]],
+                              true=[[True, True, False]], scores=[[0.5, 0.25, -0.1]])
+    assert texts(drawn(figure)[1]) == [viz.OWN[0], "+0.50  a dog", viz.ALSO_TRUE[0], "+0.25  an animal", viz.WRONG[0], "-0.10  a boat"]
+
+
+def test_caption_list_without_truth_has_no_sign():
+    assert texts(drawn(viz.caption_list([PICTURE], [["a dog"]]))[1]) == ["•", "a dog"]
+
+
+def test_retrieved_pictures_frames_differ_by_sign_colour_and_line():
+    figure = viz.retrieved_pictures(["a dog"], [[PICTURE] * 3], own=[[False, True, False]], true=[[True, True, False]])
+    axes = drawn(figure)
+    assert [ax.get_xlabel() for ax in axes] == [viz.ALSO_TRUE[0], viz.OWN[0], viz.WRONG[0]]
+    looks = [(ax.spines["top"].get_edgecolor(), str(ax.spines["top"].get_linestyle())) for ax in axes]
+    assert len(set(looks)) == 3 and looks[0][0] == looks[1][0] != looks[2][0]
+
+
+def test_retrieved_pictures_leaves_room_for_shorter_rows():
+    figure = viz.retrieved_pictures(["a dog", "a cat"], [[PICTURE] * 2, [PICTURE]], [[True, False], [True]], [[True, False], [True]])
+    assert [ax.axison for ax in drawn(figure)] == [True, True, True, False]
+
+
+def test_score_matrix_writes_scores_and_frames_true_pairs():
+    scores = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.4]])
+    figure = viz.score_matrix(scores, [PICTURE] * 2, ["a dog", "a cat", "a boat"], truth=scores > 0.5, title="by hand")
+    axes = drawn(figure)
+    assert texts(axes[0]) == ["0.90", "0.10", "0.20", "0.30", "0.80", "0.40"]
+    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["a dog", "a cat", "a boat"]
+    corners = [patch.get_xy() for patch in axes[0].patches if isinstance(patch, Rectangle)]
+    assert np.allclose(corners, [(-0.46, -0.46), (0.54, 0.54)])
+    assert len(axes[0].child_axes) == 2 and axes[1].get_ylabel() == "score"
+
+
+def test_large_score_matrix_has_no_numbers():
+    axes = drawn(viz.score_matrix(np.zeros((20, 100))))
+    assert texts(axes[0]) == [] and (axes[0].get_xlabel(), axes[0].get_ylabel()) == ("caption", "picture")
+
+
+def test_score_matrix_refuses_a_vector():
+    with pytest.raises(InputError, match=r"shape \(3,\)"):
+        viz.score_matrix([1.0, 2.0, 3.0])
+
+
+def test_training_curve_draws_every_step_its_mean_and_the_levels():
+    losses = np.linspace(0.4, 0.1, 40)
+    left, right = drawn(viz.training_curve({"VSE++": losses}, {"VSE++": [100.0, 200.0]}, collapsed=0.4, best_possible=560.0))
+    raw, mean, level = left.lines
+    assert np.allclose(raw.get_ydata(), losses) and list(raw.get_xdata()) == list(range(1, 41))
+    assert np.allclose(mean.get_ydata()[0], losses[:10].mean()) and mean.get_xdata()[0] == 10
+    assert list(level.get_ydata()) == [0.4, 0.4] and level.get_label() == "collapsed model: 0.40"
+    assert list(right.lines[0].get_xdata()) == [1, 2] and list(right.lines[1].get_ydata()) == [560.0, 560.0]
+    assert (left.get_xlabel(), right.get_xlabel(), right.get_ylabel()) == ("step", "epoch", "rsum on val")
+
+
+def test_recall_bars_show_each_number_under_its_ceiling():
+    figure = viz.recall_bars({"one": RECALLS, "two": RECALLS}, ceiling={"t2i_r1": 90.0})
+    i2t, t2i = drawn(figure)
+    assert sorted(patch.get_height() for patch in i2t.patches) == [50, 50, 70, 70, 80, 80]
+    assert not i2t.lines and list(t2i.lines[0].get_ydata()) == [90.0, 90.0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two", "perfect matcher"]
+
+
+def test_word_attention_fills_boxes_by_weight_and_frames_the_largest():
+    boxes = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]])
+    weights = np.array([[0.8, 0.2], [0.4, 0.6]])
+    axes = drawn(viz.word_attention(PICTURE, ["dog", "boat"], boxes, weights, gold=[None, boxes[1]]))
+    assert [ax.get_title() for ax in axes[:2]] == ["dog", "boat"]
+    framed = [patch.get_xy() for patch in axes[0].patches if not patch.get_fill()]
+    assert framed == [(0, 0)]                                    # the largest weight; no gold box for "dog"
+    filled = sorted(patch.get_alpha() for patch in axes[0].patches if patch.get_fill())
+    assert np.allclose(filled, [0.65 / 4, 0.65])
+    assert len([patch for patch in axes[1].patches if not patch.get_fill()]) == 2
+
+
+def test_word_attention_refuses_transposed_weights():
+    with pytest.raises(InputError, match=r"2 words over 3 regions has shape \(3, 2\)"):
+        viz.word_attention(PICTURE, ["a", "dog"], np.zeros((3, 4)), np.zeros((3, 2)))
+
+
+def test_result_dots_mean_and_standard_deviation():
+    figure = viz.result_dots({"rsum": {"VSE++": [400.0, 410.0, 420.0], "SCAN": [500.0]}}, ceiling={"rsum": 560.0}, unit="")
+    (ax,) = drawn(figure)
+    (bar, _, (line,)) = ax.containers[0].lines
+    assert list(bar.get_xdata()) == [410.0]
+    assert np.allclose([point[0] for point in line.get_segments()[0]], [400.0, 420.0])     # mean ± sd, n − 1 in the sd
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["VSE++", "SCAN"]
+    assert any(list(line.get_xdata()) == [560.0, 560.0] for line in ax.lines)
