@@ -20,7 +20,6 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-import itm_lib
 from itm_lib.course import PROFILES, hold, run_name, runs_dir
 from itm_lib.files import InputError, nearest, project_root, read_json, replace_atomically, write_json
 
@@ -137,7 +136,7 @@ def fingerprint(run: NotebookRun) -> str:
     """What the outcome of ``run`` depends on, as one hash: the notebook's cells, the parameters and the library."""
     cells = [[cell.cell_type, cell.source] for cell in read_notebook(run.notebook).cells]
     digest = hashlib.sha256(json.dumps([cells, run.profile, dict(run.parameters)], sort_keys=True).encode())
-    package = Path(itm_lib.__file__).parent
+    package = Path(__file__).parent
     read_too = [*package.rglob("*"), *(project_root() / "data").glob("paper_results.yaml"),
                 *(project_root() / "data" / "results").glob("*.json")]
     for path in sorted(read_too):

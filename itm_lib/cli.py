@@ -1,0 +1,159 @@
+"""``itm``: the command line. An error of the user's is one line on stderr and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from pydantic import ValidationError
+
+from itm_lib.files import InputError, data_dir, project_root, validation_line
+
+# Modules that take seconds to import (torch, papermill) are imported inside the command that needs them.
+
+SIZE_OF_PROFILE = {"smoke": "smoke", "course": "quick", "paper": "full"}  # the embedded dataset's sizes
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Image-text matching: the course, its data, training and evaluation.",
+)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build and check datasets.")
+app.add_typer(data_app, name="data")
+
+ProfileOption = Annotated[str, typer.Option(help="smoke (minutes), course (a laptop) or paper (GPU, real datasets)")]
+SeedOption = Annotated[int, typer.Option(min=0, help="seed of everything random")]
+
+
+@app.command()
+def course(
+    profile: ProfileOption = "course",
+    notebook: Annotated[list[str] | None, typer.Option(help="one notebook, by name or number; may be repeated")] = None,
+    param: Annotated[list[str] | None, typer.Option(help="name=value of a notebook's parameters; may be repeated")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="run again what is complete already")] = False,
+    source: Annotated[Path | None, typer.Option(help="folder of the notebooks; default: notebooks/ of the checkout")] = None,
+    runs: Annotated[Path | None, typer.Option(help="folder of the runs; default: runs/ of the checkout")] = None,
+) -> None:
+    """Run the notebooks in order, each into a folder of its own, and write an index page."""
+    from itm_lib import runner
+    from itm_lib.course import runs_dir
+
+    runs = runs or runs_dir()
+    chosen = runner.find_notebooks(source or project_root() / "notebooks", notebook or [])
+    planned = runner.plan(chosen, profile, runner.parse_parameters(param or []), runs)
+    try:
+        _prepare_scenes("default", SIZE_OF_PROFILE[profile], 0)
+        failed = runner.run_all(planned, fresh)
+    except KeyboardInterrupt:
+        print("itm: stopped; the same command goes on where it was", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        if (runs / profile).is_dir():
+            from itm_lib.pages import write_index
+
+            index = write_index(runs, profile)
+    print(f"{len(planned) - len(failed)} of {len(planned)} notebooks complete; open {runner.shown(index)}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _prepare_scenes(variant: str, size: str, seed: int) -> Path:
+    from itm_lib.data import scenes
+
+    return scenes.prepare(variant, size, seed)
+
+
+@data_app.command("scenes")
+def data_scenes(
+    variant: Annotated[str, typer.Option(help="default, or many_to_many")] = "default",
+    size: Annotated[str, typer.Option(help="smoke, quick or full")] = "quick",
+    seed: SeedOption = 0,
+) -> None:
+    """Build the embedded dataset: pictures, captions, truth, foils and region features. Built once, then kept."""
+    from itm_lib.runner import shown
+
+    print(shown(_prepare_scenes(variant, size, seed)))
+
+
+@data_app.command("train-encoder")
+def data_train_encoder(
+    out: Annotated[Path, typer.Option(help="file of the weights (.safetensors)")],
+    crops: Annotated[int | None, typer.Option(min=1, help="number of training crops; default: the shipped weights'")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="default: the shipped weights'")] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Train the region encoder of the embedded dataset anew; the shipped weights stay as they are."""
+    from itm_lib.features.region_encoder import EncoderTraining, train_region_encoder
+
+    def show(row: dict[str, float]) -> None:
+        print(", ".join(f"{name} {value:.1f}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()))
+
+    given = {name: value for name, value in {"num_crops": crops, "epochs": epochs}.items() if value is not None}
+    settings = EncoderTraining(**given, seed=seed)
+    train_region_encoder(settings.num_crops, settings.epochs, seed, out=out, settings=settings, on_epoch=show)
+
+
+@data_app.command("check")
+def data_check(folder: Annotated[Path, typer.Argument(help="a dataset folder")]) -> None:
+    """Read every split of a dataset folder and say what is in it; what does not fit together is named."""
+    from itm_lib.evaluation import open_split
+    from itm_lib.files import read_json
+
+    if not folder.is_dir():
+        raise InputError(f"no dataset folder {folder}: make it first, for example with 'itm data scenes'")
+    for split in read_json(folder / "splits.json"):
+        dataset = open_split(folder, split, in_memory=False)
+        regions = dataset.regions.num_regions
+        print(f"{split}: {dataset.num_images} images, {dataset.num_captions} captions, "
+              f"{regions.min()} to {regions.max()} regions of {dataset.regions.dim} numbers")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="a model folder")],
+    data: Annotated[Path, typer.Option(help="a dataset folder")],
+    split: Annotated[str, typer.Option(help="train, val or test")] = "test",
+    out: Annotated[Path | None, typer.Option(help="write the metrics to this JSON file too")] = None,
+) -> None:
+    """Measure a model on one split of a dataset: recalls, rsum and what else the dataset allows."""
+    from itm_lib.evaluation import evaluate as measure
+    from itm_lib.files import write_json
+    from itm_lib.models import load_model
+
+    loaded, _ = load_model(model)
+    metrics = measure(loaded, data, split, progress=True)
+    for name, value in metrics.items():
+        print(f"{name:24} {value:8.2f}")
+    if out:
+        write_json(out, metrics)
+
+
+@app.command()
+def report(
+    results: Annotated[Path | None, typer.Argument(help="a folder or file of results; default: data/results")] = None,
+) -> None:
+    """Print the results on disk as a table, mean and standard deviation over the seeds."""
+    from itm_lib.evaluation.report import markdown, read_results, results_table
+
+    print(markdown(results_table(read_results(results or data_dir() / "results"))))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; errors of the user's end with one line on stderr and exit code 2."""
+    try:
+        app(arguments, prog_name="itm")
+    except InputError as error:
+        _stop(str(error), 2)
+    except ValidationError as error:
+        _stop(f"{error.title}: {validation_line(error)}", 2)
+    except KeyboardInterrupt:
+        _stop("stopped", 130)
+
+
+def _stop(line: str, code: int) -> NoReturn:
+    print(f"itm: {' '.join(line.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()
