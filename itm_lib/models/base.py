@@ -135,6 +135,10 @@ class MatchingModel(nn.Module, FolderModel):
     def start_epoch(self, epoch: int) -> None:
         """Called by the trainer before epoch ``epoch`` (from 0), on resume too: warm-up and stages live here."""
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer gets: groups of ``params``; ``lr_scale`` multiplies the learning rate, other keys are torch's."""
+        return [{"params": list(self.parameters())}]
+
     def forward(self, batch: Batch, gather: Callable[[Encoding], Encoding] | None = None) -> dict[str, Tensor]:
         """Encode the batch, gather the encodings of all ranks if ``gather`` is given, and return ``loss``'s terms."""
         images = self.encode_images(batch.regions, batch.region_mask)
