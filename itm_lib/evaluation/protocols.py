@@ -33,7 +33,7 @@ from itm_lib.files import InputError
 from itm_lib.models.base import MatchingModel
 
 CAPTIONS_AN_IMAGE = 5  # of Flickr30K's and COCO's published test files; only these protocols know it
-_ECCV_LIST = 50        # length of a ranked list: more than the most positives of an ECCV Caption query (48)
+_LIST_LENGTH = {"cxc": 1, "eccv": 50}  # CxC's R@1 needs the first; an ECCV Caption query has at most 48 positives
 
 
 def f30k_1k(scores: Tensor | np.ndarray, caption_to_image: Tensor | np.ndarray) -> RetrievalMetrics:
@@ -96,7 +96,7 @@ def eccv_caption_metrics(scores: Tensor | np.ndarray, image_ids: Sequence[int], 
 
     Keys: coco_1k_* and coco_5k_* (i2t_r1 … t2i_r10, rsum), cxc_i2t_r1, cxc_t2i_r1, and of ECCV Caption
     eccv_{i2t,t2i}_{map_at_r,r_precision,r1}. The package eccv_caption computes CxC's and ECCV's from ranked lists that
-    are made here, 50 long and with ties against the query. Two ECCV positives lie outside the test captions, so
+    are made here, as long as they need and with ties against the query. Two ECCV positives lie outside the test captions, so
     a perfect matcher's i2t mAP@R is 99.9.
     """
     values = score_array(scores)
@@ -110,12 +110,11 @@ def eccv_caption_metrics(scores: Tensor | np.ndarray, image_ids: Sequence[int], 
                              f"{len(set(given.tolist()) & set(wanted))} of them in it; give every id once")
     result = _coco_recalls(values, images, captions)
     package = _eccv_caption()
-    for prefix, truth, names in (("cxc", package.cxc_gts, {"r1": ""}),
-                                 ("eccv", package.eccv_gts, {"map_at_r": "", "r_precision": "", "r1": ""})):
-        lists = {"i2t": _ranked_ids(values, images, captions, truth["i2t"]),
-                 "t2i": _ranked_ids(values.T, captions, images, truth["t2i"])}
-        measured = _package_metrics(package, prefix, lists)
-        result.update({f"{prefix}_{way}_{name}": measured[name][way] for way in lists for name in names})
+    for prefix, truth in (("cxc", package.cxc_gts), ("eccv", package.eccv_gts)):
+        lists = {"i2t": _ranked_ids(values, images, captions, truth["i2t"], _LIST_LENGTH[prefix]),
+                 "t2i": _ranked_ids(values.T, captions, images, truth["t2i"], _LIST_LENGTH[prefix])}
+        for name, ways in _package_metrics(package, prefix, lists).items():
+            result.update({f"{prefix}_{way}_{name}": value for way, value in ways.items()})
     return result
 
 
@@ -139,8 +138,8 @@ def _coco_recalls(values: np.ndarray, images: np.ndarray, captions: np.ndarray) 
 
 
 def _ranked_ids(values: np.ndarray, queries: np.ndarray, candidates: np.ndarray,
-                truth: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
-    """The best ``_ECCV_LIST`` candidate ids of each query that ``truth`` lists, ties against the query.
+                truth: Mapping[int, Sequence[int]], length: int) -> dict[int, list[int]]:
+    """The best ``length`` candidate ids of each query that ``truth`` lists, ties against the query.
 
     A true candidate is lowered by one step of float64, which puts it behind whatever had its score: float32 scores
     are much further apart than that.
@@ -153,7 +152,7 @@ def _ranked_ids(values: np.ndarray, queries: np.ndarray, candidates: np.ndarray,
         for row, scores in zip(rows[first : first + 256], block):
             true = [position[item] for item in truth[int(queries[row])] if item in position]
             scores[true] = np.nextafter(scores[true], -np.inf)
-        best = torch.from_numpy(block).topk(min(_ECCV_LIST, block.shape[1]), dim=1).indices.numpy()
+        best = torch.from_numpy(block).topk(length, dim=1).indices.numpy()
         for row, columns in zip(rows[first : first + 256], best):
             ranked[int(queries[row])] = candidates[columns].tolist()
     return ranked
