@@ -1,0 +1,109 @@
+"""TrainConfig: every number that decides how a model is trained, and the learning rate that follows from it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from itm_lib.files import InputError
+from itm_lib.models.base import MatchingModel
+
+# settings that change how a run goes but no number of it: a run may go on with others
+PRACTICAL = ("num_workers", "save_every")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of an error line: ``did you mean 'x'?`` for the closest of ``names``, else all of them."""
+    names = [str(known) for known in names]
+    close = difflib.get_close_matches(str(name), names, 1, 0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+
+
+def problem_line(error: ValidationError, names: Iterable[str], prefix: str = "") -> str:
+    """The first problem of a pydantic error as one line; an unknown key gets the nearest of ``names``."""
+    problem = error.errors()[0]
+    key = prefix + ".".join(str(step) for step in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; {nearest(problem['loc'][-1], names)}"
+    if problem["type"] == "missing":
+        return f"{key!r} is missing; give it a value"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key} = {problem['input']!r}: {message[:1].lower()}{message[1:]}" if problem["loc"] else message
+
+
+class TrainConfig(BaseModel):
+    """How to train. A wrong value or an unknown name is one line (:class:`InputError`).
+
+    A *step* is one update of the weights; with ``accumulate`` k it sees k batches, each with negatives of its own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(64, ge=2)                    # captions, or images in the "set" layout
+    lr: float = Field(2e-3, gt=0, allow_inf_nan=False)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    momentum: float = Field(0.9, ge=0, lt=1)             # of sgd
+    nesterov: bool = False                               # of sgd
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    decay_at: tuple[float, ...] = (0.6,)                 # of step: a fraction of the run if below 1, else an epoch
+    decay_factor: float = Field(0.1, gt=0, le=1)         # of step: lr is multiplied by it at each decay_at
+    warmup_steps: int = Field(0, ge=0)                   # lr rises linearly over the first steps
+    clip: float | None = Field(2.0, gt=0)                # global norm of the gradients; null: no clipping
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    accumulate: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+    select_by: str = "rsum"                              # the validation metric whose best epoch is kept
+    eval_every: int = Field(1, ge=1)                     # epochs
+    patience: int | None = Field(None, ge=1)             # stop after so many evaluations without a better one
+    log_every: int = Field(10, ge=1)                     # steps in one row of the history
+    save_every: int = Field(500, ge=1)                   # steps between two checkpoints, besides each epoch's end
+    num_workers: int = Field(0, ge=0)
+
+    def __init__(self, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(f"training settings: {problem_line(error, type(self).model_fields)}") from None
+
+    @model_validator(mode="after")
+    def _together(self) -> TrainConfig:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        for place in self.decay_at:
+            if place <= 0 or (place >= 1 and place != int(place)):
+                raise ValueError(f"decay_at {place}: give a fraction of the run between 0 and 1, or a whole epoch")
+        return self
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of step ``step`` (from 0): ``lr`` × warm-up × schedule. A function of the step alone.
+
+    step: decay_factor^(number of decay_at reached); cosine: (1 + cos(π · step / total)) / 2.
+    """
+    total = config.epochs * steps_per_epoch
+    factor = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    if config.schedule == "step":
+        starts = [place * total if place < 1 else place * steps_per_epoch for place in config.decay_at]
+        factor *= config.decay_factor ** sum(step >= round(start) for start in starts)
+    elif config.schedule == "cosine":
+        factor *= (1 + math.cos(math.pi * step / total)) / 2
+    return config.lr * factor
+
+
+def make_optimizer(model: MatchingModel, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer over ``model.parameter_groups()``; a group's ``lr_scale`` multiplies the learning rate."""
+    groups = [{"lr_scale": 1.0, **group} for group in model.parameter_groups()]
+    given = sum(parameter.numel() for group in groups for parameter in group["params"])
+    if not given:
+        raise InputError(f"the model {model.name!r} has no parameters to train")
+    shared = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, **shared)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](groups, **shared)

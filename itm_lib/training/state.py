@@ -1,0 +1,192 @@
+"""What a run keeps: its history, and checkpoints from which it goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+import random
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from itm_lib.files import InputError, read_jsonl, replace_atomically, write_jsonl
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+
+
+class History(list[dict[str, Any]]):
+    """Rows of a run, in order; every row has ``kind``, ``epoch`` (epochs done) and ``step`` (steps done).
+
+    * ``kind="steps"``: means over the steps since the last such row: ``loss`` and its terms, ``grad_norm``; and
+      ``collapsed_loss``, what a model that scores all pairs the same would have had; ``lr``
+    * ``kind="epoch"``: mean ``loss`` and ``collapsed_loss`` of the epoch, ``seconds`` since the start and, if the epoch was
+      evaluated, the validation metrics and ``best``: whether it is the best so far
+    * ``kind="warning"``: a ``message``
+    """
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of one kind."""
+        return [row for row in self if row["kind"] == kind]
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        return self.of("steps")
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        return self.of("epoch")
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the best epoch on validation, or None before the first evaluation."""
+        return next((row for row in reversed(self) if row.get("best")), None)
+
+    def frame(self, kind: str = "epoch") -> pd.DataFrame:
+        """The rows of one kind as a table."""
+        import pandas as pd
+
+        return pd.DataFrame(self.of(kind)).drop(columns="kind", errors="ignore")
+
+    def save(self, path: str | Path) -> None:
+        write_jsonl(path, self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> History:
+        """The history in ``path`` (history.jsonl of a run's folder)."""
+        return cls(read_jsonl(path))
+
+
+@dataclass
+class Sums:
+    """Running sums of named numbers, for their means."""
+
+    count: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+
+    def add(self, numbers: dict[str, float]) -> None:
+        self.count += 1
+        for name, number in numbers.items():
+            self.values[name] = self.values.get(name, 0.0) + number
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.count for name, value in self.values.items()}
+
+
+@dataclass
+class Progress:
+    """How far a run is, besides weights, optimizer and random numbers."""
+
+    epoch: int = 0                # epochs finished
+    position: int = 0             # steps done in the epoch that is under way
+    step: int = 0                 # steps done in all
+    best: float | None = None     # best value of the metric that selects
+    since_best: int = 0           # evaluations since then
+    stopped: bool = False         # patience ran out
+    seconds: float = 0.0
+    warned: bool = False          # of a collapse
+    ratios: list[float] = field(default_factory=list)  # loss / loss of a collapsed model, latest steps
+    row: Sums = field(default_factory=Sums)            # since the last row of the history
+    whole: Sums = field(default_factory=Sums)          # of the epoch
+
+    @classmethod
+    def parse(cls, text: str) -> Progress:
+        values = json.loads(text)
+        return cls(**{**values, "row": Sums(**values["row"]), "whole": Sums(**values["whole"])})
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's random numbers, on the GPU too."""
+    set_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of Python's, NumPy's and torch's random numbers, as tensors and plain numbers."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`random_state` gave."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_checkpoint(path: Path, run: dict[str, Any], progress: Progress, history: History, **states: Any) -> None:
+    """Write everything that going on needs to ``path``, atomically. ``run`` says whose checkpoint it is."""
+    content = {
+        "format": FORMAT, "run": json.dumps(run), "progress": json.dumps(asdict(progress)), "history": json.dumps(history),
+        "random": random_state(), **states,
+    }
+    with replace_atomically(path) as part:
+        torch.save(content, part)
+
+
+def load_checkpoint(path: Path, run: dict[str, Any]) -> tuple[Progress, History, dict[str, Any]]:
+    """(progress, history, the other states) in ``path``. Nothing in the file is executed.
+
+    Raises :class:`InputError` if the file is damaged or of a run with another model, data or settings than ``run``.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = json.loads(content["run"])
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+        why = str(error).split("\n")[0][:100]
+        raise InputError(f"{path} is no checkpoint of a training run, or is damaged ({why}): remove it to start again") from None
+    for key, there, here in differences(found, run):
+        raise InputError(f"{path} is of another run: {key} is {there} there and {here} here; "
+                         "use the same settings, or another out_dir")
+    if content["format"] != FORMAT:
+        raise InputError(f"{path} has checkpoint format {content['format']}, this version writes {FORMAT}: start again")
+    return Progress.parse(content["progress"]), History(json.loads(content["history"])), content
+
+
+def differences(there: Any, here: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, value there, value here) wherever two JSON values differ."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in [*there, *(name for name in here if name not in there)]:
+            yield from differences(there.get(name), here.get(name), f"{key}.{name}" if key else name)
+    elif there != here:
+        yield key, there, here
+
+
+@contextlib.contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Make ``folder`` and hold it; a second run on it raises :class:`InputError`. A killed run holds nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{folder} is in use by another run: wait for it, or give another out_dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def cpu_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of the weights and buffers on the CPU, each tensor with storage of its own."""
+    return {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}

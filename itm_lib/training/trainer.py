@@ -1,0 +1,358 @@
+"""The trainer: a model, its train and val split, a TrainConfig and a folder; best weights on val come out.
+
+Files in the folder: ``history.jsonl``, ``best.safetensors`` (weights of the best epoch), ``last.pt`` (checkpoint to go on
+from). accelerate chooses the device and does mixed precision; the loop, the checkpoints and the checks are here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from itm_lib.data.dataset import Batch, BatchSampler, ImageCaptionDataset, collate
+from itm_lib.evaluation.ranking import RetrievalMetrics, map_at_r
+from itm_lib.evaluation.scoring import encode_dataset, evaluating, similarity_matrix
+from itm_lib.files import InputError, replace_atomically
+from itm_lib.models.base import MatchingModel
+from itm_lib.training.config import PRACTICAL, TrainConfig, learning_rate, make_optimizer, nearest
+from itm_lib.training.state import (
+    History,
+    Progress,
+    Sums,
+    cpu_weights,
+    load_checkpoint,
+    save_checkpoint,
+    seed_everything,
+    set_random_state,
+    sole_use,
+)
+
+LAST, BEST, HISTORY = "last.pt", "best.safetensors", "history.jsonl"
+COLLAPSE_LEVEL = 0.02   # the mean loss is this near, relatively, to that of a collapsed model ...
+COLLAPSE_SPREAD = 0.01  # ... and the scores of a batch differ by less than this, relative to their size or 1
+
+
+class _Batches(Dataset):
+    """The dataset as the loader sees it: a list of caption rows in, a Batch in the model's layout out."""
+
+    def __init__(self, dataset: ImageCaptionDataset, layout: str):
+        self.dataset, self.layout = dataset, layout
+
+    def __getitem__(self, captions: list[int]) -> Batch:
+        return collate(self.dataset, captions, self.layout)
+
+
+class Trainer:
+    """Trains ``model`` on ``train`` and keeps the weights that are best on ``val``.
+
+    >>> history = Trainer(model, train, val, TrainConfig(epochs=5), "runs/first").fit()      # doctest: +SKIP
+
+    ``progress=False`` draws no bar. ``on_epoch(history)`` is called after every epoch; a notebook draws with it.
+    Raises :class:`InputError` for another split than train and val, for splits that share pictures, and for data that
+    does not fit the model.
+    """
+
+    def __init__(self, model: MatchingModel, train: ImageCaptionDataset, val: ImageCaptionDataset, config: TrainConfig,
+                 out_dir: str | Path, progress: bool = True, on_epoch: Callable[[History], None] | None = None):
+        check_splits(model, train, val)
+        check_metric(config.select_by, val)
+        self.model, self.train, self.val, self.config = model, train, val, config
+        self.out_dir, self.progress_bar, self.on_epoch = Path(out_dir), progress, on_epoch
+        self.sampler = BatchSampler(train, config.batch_size, model.batch_layout, config.seed)
+        self.steps_per_epoch = math.ceil(len(self.sampler) / config.accumulate)
+        if not self.steps_per_epoch:
+            raise InputError(f"the train split of {train.name or 'this dataset'} is too small for one batch of 2")
+        self.state, self.history = Progress(), History()
+
+    def fit(self, resume: bool = False) -> History:
+        """Train to the end, load the best weights into the model and return the history.
+
+        ``resume=True`` goes on from the folder's last checkpoint, if there is one, and ends with the very weights of an
+        uninterrupted run; otherwise what the folder holds of an earlier run is replaced.
+        """
+        with sole_use(self.out_dir):
+            self._accelerator = make_accelerator(self.config.precision)
+            try:
+                self._start(resume)
+                with tqdm(total=self.config.epochs * self.steps_per_epoch, initial=self.state.step, unit="step",
+                          disable=not self.progress_bar, file=sys.stderr) as self._bar:
+                    while self.state.epoch < self.config.epochs and not self.state.stopped:
+                        self._run_epoch()
+            finally:
+                self._finish()
+            self._load_best()
+        return self.history
+
+    # --- start and end ----------------------------------------------------------------------------------------------
+
+    def _start(self, resume: bool) -> None:
+        self.state, self.history = Progress(), History()
+        seed_everything(self.config.seed)
+        optimizer = make_optimizer(self.model, self.config)
+        self._wrapped, self._optimizer = self._accelerator.prepare(self.model, optimizer)
+        if resume and (self.out_dir / LAST).is_file():
+            self._restore()
+        else:
+            for name in (LAST, BEST, HISTORY):
+                (self.out_dir / name).unlink(missing_ok=True)
+        self._since = time.monotonic() - self.state.seconds
+
+    def _restore(self) -> None:
+        self.state, self.history, states = load_checkpoint(self.out_dir / LAST, self._run())
+        self.model.load_state_dict(states["model"])
+        self._optimizer.load_state_dict(states["optimizer"])
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(states["scaler"])
+        set_random_state(states["random"])
+
+    def _run(self) -> dict[str, Any]:
+        """What a checkpoint must agree in to be of this run."""
+        words = hashlib.sha256("\n".join(self.train.vocabulary.words).encode()).hexdigest()[:12]
+        data = {"train_images": self.train.num_images, "train_captions": self.train.num_captions,
+                "val_images": self.val.num_images, "val_captions": self.val.num_captions, "vocabulary": words}
+        return {"method": self.model.name, "model": self.model.config.model_dump(mode="json"), "data": data,
+                "train": self.config.model_dump(mode="json", exclude=set(PRACTICAL))}
+
+    def _finish(self) -> None:
+        """Take accelerate's wrapping off the model, so that another trainer, or none, can have it."""
+        self._accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.model.__dict__.pop("_is_accelerate_prepared", None)
+        self._accelerator.free_memory()
+        self.model.eval()
+
+    def _load_best(self) -> None:
+        path = self.out_dir / BEST
+        if self.state.best is None:
+            return
+        try:
+            self.model.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            why = str(error).split("\n")[0][:100]
+            raise InputError(f"{path}, the best weights of this run, cannot be read ({why}): train again") from None
+
+    # --- one epoch, one step ----------------------------------------------------------------------------------------
+
+    def _run_epoch(self) -> None:
+        self.model.start_epoch(self.state.epoch)
+        self._wrapped.train()
+        for batches in self._steps():
+            self._step(batches)
+            if self.state.step % self.config.save_every == 0 and self.state.position < self.steps_per_epoch:
+                self._save()
+        self._end_epoch()
+
+    def _steps(self):
+        """The batches of each step that the epoch still has, in lists of ``accumulate``."""
+        self.sampler.set_epoch(self.state.epoch)
+        size = self.config.accumulate
+        rows = list(self.sampler)[self.state.position * size :]
+        # a generator of its own: otherwise the loader takes its seed from the global one, once more after a resume
+        loader = iter(DataLoader(_Batches(self.train, self.model.batch_layout), sampler=rows, batch_size=None,
+                                 num_workers=self.config.num_workers, generator=torch.Generator().manual_seed(0)))
+        for first in range(0, len(rows), size):
+            yield [next(loader) for _ in rows[first : first + size]]
+
+    def _step(self, batches: list[Batch]) -> None:
+        lr = learning_rate(self.config, self.state.step, self.steps_per_epoch)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        terms = self._backward(batches)
+        if self.config.clip:
+            norm = float(self._accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip))
+            if math.isfinite(norm):
+                terms["grad_norm"] = norm
+            elif self._accelerator.scaler is None:  # with a scaler, the step is skipped and the scale lowered
+                self._stop(f"the gradient became {norm}")
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.state.step += 1
+        self.state.position += 1
+        self._record(terms, lr)
+        self._watch(batches[-1], terms)
+
+    def _backward(self, batches: list[Batch]) -> dict[str, float]:
+        """Gradients of the mean loss over ``batches``; the mean of each term, and of the collapsed model's loss."""
+        sums = Sums()
+        for number, batch in enumerate(batches):
+            batch = batch.to(self._accelerator.device)
+            last = number == len(batches) - 1
+            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._wrapped):
+                terms = self._wrapped(batch)
+                self._accelerator.backward(terms["loss"] / len(batches))
+            values = {name: float(value.detach()) for name, value in terms.items()}
+            if not math.isfinite(values["loss"]):
+                self._stop(f"the loss became {values['loss']}")
+            collapsed = self.model.collapsed_loss(len(batch.image_ids), len(batch.caption_ids))
+            sums.add(values if collapsed is None else {**values, "collapsed_loss": collapsed})
+        return sums.means()
+
+    def _stop(self, what: str) -> None:
+        kept = f"; the checkpoint before it is kept in {self.out_dir / LAST}" if (self.out_dir / LAST).is_file() else ""
+        less = ", precision bf16 or no" if self.config.precision == "fp16" else ""
+        clip = "a smaller clip" if self.config.clip else "clip=2"
+        raise InputError(f"{what} in epoch {self.state.epoch + 1}, step {self.state.step + 1}: "
+                         f"try a lower lr, warmup_steps, {clip}{less}{kept}")
+
+    def _record(self, terms: dict[str, float], lr: float) -> None:
+        self.state.row.add(terms)
+        self.state.whole.add({name: terms[name] for name in ("loss", "collapsed_loss") if name in terms})
+        at_end = self.state.position == self.steps_per_epoch
+        if self.state.row.count == self.config.log_every or at_end:
+            self._add_row("steps", **self.state.row.means(), lr=lr)
+            self.state.row = Sums()
+        self._bar.set_description(f"epoch {self.state.epoch + 1}/{self.config.epochs}", refresh=False)
+        self._show(loss=f"{terms['loss']:.3f}")
+        self._bar.update()
+
+    def _add_row(self, kind: str, **values: Any) -> None:
+        epoch = round(self.state.epoch + self.state.position / self.steps_per_epoch, 6)
+        self.history.append({"kind": kind, "epoch": epoch, "step": self.state.step, **values})
+
+    def _show(self, **values: str) -> None:
+        if self.state.best is not None:
+            values[f"best val {self.config.select_by}"] = f"{self.state.best:.1f}"
+        self._bar.set_postfix(values, refresh=False)
+
+    # --- the end of an epoch ----------------------------------------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        done = self.state.epoch + 1
+        metrics: dict[str, Any] = {}
+        if done % self.config.eval_every == 0 or done == self.config.epochs:
+            metrics = self._evaluate()
+            metrics["best"] = self._keep_if_best(metrics[self.config.select_by])
+        self.state.seconds = time.monotonic() - self._since
+        self.state.epoch, self.state.position = done, 0
+        self._add_row("epoch", **self.state.whole.means(), **metrics, seconds=round(self.state.seconds, 3))
+        self.state.whole = Sums()
+        self._save()
+        if self.on_epoch:
+            self.on_epoch(self.history)
+
+    def _evaluate(self) -> dict[str, float]:
+        images, captions = encode_dataset(self.model, self.val)
+        return validation_metrics(similarity_matrix(self.model, images, captions), self.val)
+
+    def _keep_if_best(self, value: float) -> bool:
+        if self.state.best is not None and value <= self.state.best:
+            self.state.since_best += 1
+            self.state.stopped = self.config.patience is not None and self.state.since_best >= self.config.patience
+            return False
+        self.state.best, self.state.since_best = value, 0
+        with replace_atomically(self.out_dir / BEST) as part:
+            save_file(cpu_weights(self.model), part)
+        return True
+
+    def _save(self) -> None:
+        self.state.seconds = time.monotonic() - self._since
+        scaler = self._accelerator.scaler
+        save_checkpoint(self.out_dir / LAST, self._run(), self.state, self.history, model=self.model.state_dict(),
+                        optimizer=self._optimizer.state_dict(), scaler=None if scaler is None else scaler.state_dict())
+        self.history.save(self.out_dir / HISTORY)
+
+    # --- collapse ---------------------------------------------------------------------------------------------------
+
+    def _watch(self, batch: Batch, terms: dict[str, float]) -> None:
+        """Warn once if half an epoch's mean loss is a collapsed model's and a batch's scores are all alike."""
+        if self.state.warned or not terms.get("collapsed_loss") or self._warming_up():
+            return
+        ratios, window = self.state.ratios, max(5, self.steps_per_epoch // 2)
+        ratios.append(terms["loss"] / terms["collapsed_loss"])
+        if len(ratios) < window:
+            return
+        level = sum(ratios) / len(ratios)
+        ratios.clear()
+        if abs(level - 1) > COLLAPSE_LEVEL:
+            return
+        spread = score_spread(self.model, batch.to(self._accelerator.device))
+        if spread > COLLAPSE_SPREAD:
+            return
+        self.state.warned = True
+        message = (f"collapse: for {window} steps the loss has been {terms['loss']:.3g}, that of a model which scores every "
+                   f"pair the same, and the scores of a batch spread by {spread:.1g}; try a lower lr, more warm-up "
+                   f"(model.warmup_epochs, train.warmup_steps), or a smaller batch")
+        self._add_row("warning", message=message)
+        tqdm.write(message, file=sys.stderr)
+
+    def _warming_up(self) -> bool:
+        return (self.state.step <= self.config.warmup_steps
+                or self.state.epoch < getattr(self.model.config, "warmup_epochs", 0))
+
+
+def check_splits(model: MatchingModel, train: ImageCaptionDataset, val: ImageCaptionDataset) -> None:
+    """Raise :class:`InputError` unless ``train`` and ``val`` are those splits, apart, and fit each other and the model."""
+    for role, dataset in (("train", train), ("val", val)):
+        if dataset.split != role:
+            raise InputError(f"the trainer was given the {dataset.split} split as its {role} split: it trains on train and "
+                             "chooses on val; test is for itm_lib.evaluation, after every choice")
+    shared = set(train.regions.image_ids) & set(val.regions.image_ids)
+    if shared:
+        raise InputError(f"train and val share {len(shared)} pictures, {min(shared)} among them: make the splits again")
+    if train.vocabulary != val.vocabulary:
+        raise InputError("train and val have different vocabularies: open both from one dataset folder")
+    words = getattr(model.config, "vocab_size", None)
+    if words is not None and words != len(train.vocabulary):
+        raise InputError(f"the model knows {words} words and the data has {len(train.vocabulary)}: build it for this data")
+    dim = getattr(model.config, "region_dim", None)
+    if model.image_input == "regions" and dim is not None and {train.regions.dim, val.regions.dim} != {dim}:
+        raise InputError(f"the model takes regions of {dim} numbers, train has {train.regions.dim} and val "
+                         f"{val.regions.dim}: build the model for this data")
+
+
+def check_metric(name: str, val: ImageCaptionDataset) -> None:
+    """Raise :class:`InputError` if the validation metrics have no ``name`` in which more is better."""
+    known = [each.name for each in fields(RetrievalMetrics) if "rank" not in each.name]
+    exact = ["map_at_r", "i2t_map_at_r", "t2i_map_at_r", "i2t_r_precision", "t2i_r_precision"]
+    if name in exact and val.truth is None:
+        raise InputError(f"select_by {name} needs data with an exact ground truth (truth/val.json): use rsum")
+    if name not in known + exact:
+        raise InputError(f"unknown metric select_by {name!r}; {nearest(name, known + exact)}")
+
+
+def validation_metrics(scores: torch.Tensor, val: ImageCaptionDataset) -> dict[str, float]:
+    """Recalls, ranks and rsum of ``scores`` (I, C); with an exact truth also mAP@R and R-Precision, and ``map_at_r``: the
+    mean of the two directions' mAP@R."""
+    metrics = RetrievalMetrics.from_scores(scores, val.caption_to_image).to_dict()
+    if val.truth is not None:
+        metrics.update(map_at_r(scores, val.truth))
+        metrics["map_at_r"] = (metrics["i2t_map_at_r"] + metrics["t2i_map_at_r"]) / 2
+    return metrics
+
+
+def score_spread(model: MatchingModel, batch: Batch) -> float:
+    """Standard deviation of a batch's scores once each row's and each column's own level is taken off.
+
+    Relative to the mean absolute score where that is above 1. What is left is what depends on the pair: a model that knows
+    only that long captions score higher has none.
+    """
+    with evaluating(model):
+        images = model.encode_images(batch.regions, batch.region_mask)
+        captions = model.encode_captions(batch.tokens, batch.token_mask)
+        scores = model.similarity(images, captions).double()
+    rest = scores - scores.mean(0, keepdim=True) - scores.mean(1, keepdim=True) + scores.mean()
+    return float(rest.std() / scores.abs().mean().clamp(min=1.0))
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """accelerate on the device there is. Its precision is global: another one needs its state cleared first."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    try:
+        return Accelerator(mixed_precision=precision)
+    except ValueError as error:
+        raise InputError(f"precision {precision} does not work here ({error}): use bf16 or no") from None
