@@ -1,0 +1,261 @@
+"""Checkers of the exercises: ``check_xxx(answer)`` runs a student's function and says what is wrong with it.
+
+A right answer prints one line; anything else raises :class:`NotRight` with one line for the student. Every checker tries
+the function on small cases whose values can be worked out on paper, names the mistake where the value is that of a
+known one, and ends with random cases against the library, which no typed-in number passes.
+
+To write a checker, call :func:`expect` once a case and :func:`right` at the end.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itm_lib.evaluation.ranking import RetrievalMetrics, ceiling, map_at_r
+from itm_lib.losses import hinge_loss
+from itm_lib.models.base import Encoding
+from itm_lib.models.scan import SCAN, SCANConfig, aggregate, normalise_raw
+
+
+class NotRight(AssertionError):
+    """An exercise's answer is missing or wrong. A notebook shows the message alone, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Not right yet: {self}"]
+
+
+def expect(answer: Callable[..., Any], arguments: Sequence[Any], expected: Any, case: str,
+           mistakes: Mapping[str, Any] | None = None, tolerance: float = 1e-5) -> None:
+    """Call ``answer(*arguments)`` and compare with ``expected``: a number, an array or a tensor of any shape.
+
+    ``case`` says in words what was tried. ``mistakes`` {explanation: the value that a known mistake gives}. Arguments are
+    copied, so that an answer that changes them in place is judged by what it returns. Raises :class:`NotRight`.
+    """
+    name = getattr(answer, "__name__", "the answer")
+    try:
+        found = answer(*copy.deepcopy(list(arguments)))
+    except NotImplementedError:
+        raise NotRight(f"{name} is not written yet: put your lines in place of NotImplementedError") from None
+    except Exception as error:
+        raise NotRight(f"{name} stops with {type(error).__name__} ({error}) on {case}") from error
+    if found is None or found is Ellipsis:
+        raise NotRight(f"{name} returns {found}: end it with 'return' and the value")
+    values, wanted = _array(found, name), _array(expected, "expected")
+    if values.shape != wanted.shape:
+        raise NotRight(f"{name} returns {_shape(values)} on {case}, the answer is {_shape(wanted)}")
+    if np.isnan(values).any() and not np.isnan(wanted).any():
+        raise NotRight(f"{name} returns NaN on {case}: look for 0/0, or for infinity minus infinity")
+    if np.allclose(values, wanted, rtol=tolerance, atol=tolerance):
+        return
+    for explanation, value in (mistakes or {}).items():
+        value = _array(value, "mistake")
+        if value.shape == values.shape and np.allclose(values, value, rtol=tolerance, atol=tolerance):
+            raise NotRight(f"{name} gives {_show(values)} on {case}, the answer is {_show(wanted)}: {explanation}")
+    raise NotRight(f"{name} gives {_show(values)} on {case}, the answer is {_show(wanted)}")
+
+
+def right(answer: Callable[..., Any]) -> None:
+    """Say that every case of ``answer`` came out right."""
+    print(f"{getattr(answer, '__name__', 'the answer')}: right")
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=float)
+    except (TypeError, ValueError):
+        raise NotRight(f"{name} returns a {type(value).__name__}: return a number, an array or a tensor") from None
+
+
+def _shape(values: np.ndarray) -> str:
+    return "one number" if values.ndim == 0 else f"an array of shape {values.shape}"
+
+
+def _show(values: np.ndarray) -> str:
+    return f"{float(values):.4g}" if values.ndim == 0 else np.array2string(values, precision=3, threshold=12).replace("\n", "")
+
+
+# ---- 00 Image-text retrieval -------------------------------------------------------------------------------------------
+
+def check_caption_recall(answer: Callable[[Tensor, Tensor, int], float]) -> None:
+    """``answer(scores (I, C), caption_to_image (C,), k)``: i2t recall@k in percent, ties against the query."""
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.2], [0.8, 0.3, 0.2, 0.7]])
+    owners = torch.tensor([0, 0, 1, 1])
+    expect(answer, (scores, owners, 1), 50.0, "a picture found by its second caption and a picture missed",
+           {"that is a share, recall is in percent": 0.5,
+            "a picture counts as found when the best of its captions is in the first k, not only its first caption": 0.0,
+            "that is t2i: the queries of i2t are the pictures, so each row is ranked": 75.0})
+    tied = torch.tensor([[0.5, 0.5, 0.1, 0.1], [0.1, 0.1, 0.9, 0.2]])
+    expect(answer, (tied, torch.tensor([0, 1, 1, 1]), 1), 50.0, "a tie between a right and a wrong caption",
+           {"ties count against the query: a wrong caption with the same score stands before the right one": 100.0})
+    expect(answer, (torch.zeros(4, 8), torch.arange(8) // 2, 5), 0.0, "a scorer that gives every pair the same score",
+           {"ties count against the query, so a constant scorer finds nothing": 100.0})
+    expect(answer, (torch.tensor([[0.7, 0.7, 0.1], [0.0, 0.1, 0.9]]), torch.tensor([0, 0, 1]), 1), 100.0,
+           "two captions of one picture that tie with each other",
+           {"a picture's own captions never stand against it": 50.0})
+    for seed, k in ((0, 1), (1, 5), (2, 10)):
+        random, owners = torch.randint(0, 30, (12, 36), generator=_seed(seed)) / 30, torch.arange(36) // 3
+        metrics = RetrievalMetrics.from_scores(random, owners).to_dict()
+        expect(answer, (random, owners, k), metrics[f"i2t_r{k}"], f"a random 12 × 36 matrix with ties, k = {k}")
+    right(answer)
+
+
+def check_hardest_hinge(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    """``answer(scores (B, B), positive_mask (B, B) bool, margin)``: mean over pairs, the diagonal; i2t plus t2i."""
+    scores = torch.tensor([[0.8, 0.7, 0.1], [0.45, 0.6, 0.5], [0.2, 0.4, 0.9]])
+    expect(answer, (scores, torch.eye(3, dtype=torch.bool), 0.2), 0.5 / 3, "three pairs",
+           {"the loss is the mean over the pairs, not their sum": 0.5,
+            "keep the hardest negative of each row and of each column, not all of them": 0.55 / 6,
+            "keep the hardest negative of each row and of each column, and take the mean over the pairs": 0.55,
+            "the columns are missing: add the hardest picture of each caption (t2i)": 0.2 / 3,
+            "the rows are missing: add the hardest caption of each picture (i2t)": 0.3 / 3,
+            "a cost below 0 must be cut to 0": -0.05})
+    repeated = torch.eye(3, dtype=torch.bool)
+    repeated[0, 1] = repeated[1, 0] = True
+    expect(answer, (scores, repeated, 0.2), 1 / 30, "three pairs, of which the first two share their picture",
+           {"use positive_mask: a caption of the same picture is no negative": 0.5 / 3})
+    expect(answer, (torch.full((4, 4), 0.3), torch.eye(4, dtype=torch.bool), 0.2), 0.4, "a collapsed model, margin 0.2",
+           {"a collapsed model costs the margin twice, once in each direction": 0.2,
+            "mask the positives before you take the hardest: a pair is not its own negative": 0.0})
+    for seed in range(3):
+        random, ids = torch.randn(8, 8, generator=_seed(seed)), torch.randint(0, 6, (8,), generator=_seed(seed + 10))
+        mask, diagonal = ids[:, None] == ids[None, :], torch.arange(8)
+        expect(answer, (random, mask, 0.3), hinge_loss(random, (diagonal, diagonal), mask, 0.3)["loss"],
+               "a random 8 × 8 matrix with repeated pictures, margin 0.3",
+               {"use positive_mask: a caption of the same picture is no negative":
+                hinge_loss(random, (diagonal, diagonal), torch.eye(8, dtype=torch.bool), 0.3)["loss"]})
+    right(answer)
+
+
+def check_map_at_r(answer: Callable[[Tensor, Tensor], float]) -> None:
+    """``answer(scores (I, C), truth (I, C) bool)``: t2i mAP@R in percent; scores have no ties."""
+    scores = torch.tensor([[0.9, 0.2], [0.8, 0.9], [0.7, 0.3], [0.1, 0.6]])
+    truth = torch.tensor([[True, False], [False, True], [True, False], [True, False]])
+    expect(answer, (scores, truth), 100 * (5 / 9 + 1) / 2, "a caption true of 3 pictures and a caption true of 1",
+           {"that is R-Precision: AP@R also asks where in the first R the true pictures stand": 100 * (2 / 3 + 1) / 2,
+            "divide by R, the number of true pictures, not by the number found": 100 * (5 / 6 + 1) / 2,
+            "stop after the first R pictures: a true one below them adds nothing": 100 * (29 / 36 + 1) / 2,
+            "that is a share, mAP@R is in percent": (5 / 9 + 1) / 2})
+    for seed in range(3):
+        random, true = torch.rand(9, 20, generator=_seed(seed)), torch.rand(9, 20, generator=_seed(seed + 10)) < 0.25
+        true[torch.arange(20) % 9, torch.arange(20)] = True
+        metrics = map_at_r(random, true)
+        expect(answer, (random, true), metrics["t2i_map_at_r"], "a random 9 × 20 matrix",
+               {"that is i2t: in t2i every caption, a column, is a query": metrics["i2t_map_at_r"],
+                "that is R-Precision": metrics["t2i_r_precision"]})
+    right(answer)
+
+
+def check_recall_ceiling(answer: Callable[[Tensor, int], float]) -> None:
+    """``answer(truth (I, C) bool, k)``: the t2i recall@k, in percent, that a perfect matcher reaches on average."""
+    truth = torch.zeros(6, 3, dtype=torch.bool)
+    truth[0, 0] = truth[:2, 1] = True
+    truth[:4, 2] = True
+    mistakes = {"a perfect matcher cannot know which of the true pictures is asked for, so it misses some": 100.0,
+                "that is the worst case; on average k of the R true pictures are in the first k": 100 / 3,
+                "that is a share, recall is in percent": (1 + 1 / 2 + 1 / 4) / 3}
+    expect(answer, (truth, 1), 100 * (1 + 1 / 2 + 1 / 4) / 3, "captions true of 1, 2 and 4 pictures, k = 1", mistakes)
+    expect(answer, (truth, 2), 100 * (1 + 1 + 1 / 2) / 3, "captions true of 1, 2 and 4 pictures, k = 2",
+           {"no chance is above 1: a caption true of fewer than k pictures is always answered": 100 * (2 + 1 + 1 / 2) / 3,
+            "k counts too: with k places the chance is k/R": 100 * (1 + 1 / 2 + 1 / 4) / 3})
+    for seed, k in ((0, 1), (1, 5), (2, 10)):
+        true, owners = torch.rand(25, 40, generator=_seed(seed)) < 0.3, torch.arange(40) % 25
+        true[owners, torch.arange(40)] = True
+        best = ceiling(true, owners)
+        expect(answer, (true, k), best[f"t2i_r{k}"], f"a random 25 × 40 truth, k = {k}",
+               {"average over the captions (the columns), they are the queries of t2i": float((k / true.sum(1)).clamp(max=1).mean() * 100)})
+    right(answer)
+
+
+# ---- 02 SCAN ------------------------------------------------------------------------------------------------------------
+
+def check_normalise_raw(answer: Callable[[Tensor], Tensor]) -> None:
+    """``answer(raw (R, W))``: LeakyReLU(0.1), then each region's row divided by its length over the words."""
+    raw = torch.tensor([[3.0, 4.0, 0.0], [-10.0, 0.0, 0.0]])
+    expect(answer, (raw,), [[0.6, 0.8, 0.0], [-1.0, 0.0, 0.0]], "two regions and three words",
+           {"the sum of squares runs over the words, that is along each region's row":
+            normalise_raw(raw, 0, "clipped_l2norm", "leaky_relu", None),
+            "squash before you normalise, and keep a tenth of what is negative": [[0.6, 0.8, 0.0], [-0.1, 0.0, 0.0]],
+            "LeakyReLU keeps a tenth of what is negative": [[0.6, 0.8, 0.0], [0.0, 0.0, 0.0]],
+            "the row is squashed but not normalised": [[3.0, 4.0, 0.0], [-1.0, 0.0, 0.0]]})
+    expect(answer, (torch.zeros(2, 2),), torch.zeros(2, 2), "a region that matches nothing (a row of zeros)")
+    for seed in range(3):
+        random = torch.randn(12, 7, generator=_seed(seed))
+        expect(answer, (random,), normalise_raw(random, 1, "clipped_l2norm", "leaky_relu", None), "a random 12 × 7 matrix",
+               {"the sum of squares runs over the words, that is along each region's row":
+                normalise_raw(random, 0, "clipped_l2norm", "leaky_relu", None),
+                "LeakyReLU comes first: a tenth of what is negative": normalise_raw(random, 1, "l2norm", "leaky_relu", None)})
+    right(answer)
+
+
+def check_attended_cosine(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """``answer(attention (R, W), raw (R, W), gram (R, R))``: the cosine (W,) of each unit-length word with its Σ_s β_st c_s."""
+    attention, raw = torch.tensor([[1.0, 0.5], [0.0, 0.5]]), torch.tensor([[0.8, 0.6], [0.6, 0.8]])
+    expect(answer, (attention, raw, torch.eye(2)), [0.8, 0.7 / 0.5**0.5], "two regions at right angles and two words",
+           {"that is q · a alone: divide by the length of a": [0.8, 0.7],
+            "βᵀGβ is the length squared: take its root": [0.8, 1.4],
+            "sum over the regions: each word has attention of its own": [0.6, 0.8]})
+    for seed in range(3):
+        context = torch.nn.functional.normalize(torch.randn(9, 5, generator=_seed(seed)), dim=1)
+        query = torch.nn.functional.normalize(torch.randn(4, 5, generator=_seed(seed + 10)), dim=1)
+        raw, gram = context @ query.T, context @ context.T
+        attention = (9 * raw).softmax(0)
+        dots, squared = (attention * raw).sum(0), (attention * (gram @ attention)).sum(0)
+        expect(answer, (attention, raw, gram), torch.cosine_similarity(query, attention.T @ context, dim=1),
+               "9 random regions and 4 random words",
+               {"the regions are not at right angles: the Gram matrix belongs between the two β": dots / attention.norm(dim=0),
+                "that is q · a alone: divide by the length of a": dots,
+                "βᵀGβ is the length squared: take its root": dots / squared})
+    right(answer)
+
+
+def check_lse_pooling(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    """``answer(relevance (C, W), mask (C, W) bool, lambda_lse)``: (1/λ) log Σ exp(λ r) over the real words, (C,)."""
+    relevance = torch.tensor([[0.5, 0.1, 0.0], [0.5, 0.1, 0.9]])
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    pooled = aggregate(relevance, 1, mask, "lse", 2.0)
+    unmasked = aggregate(relevance, 1, None, "lse", 2.0)
+    expect(answer, (relevance, mask, 2.0), pooled, "captions of two and of three words, λ = 2",
+           {"the padded word counts: exp(0) is 1, not 0": unmasked,
+            "divide by λ at the end": 2 * pooled,
+            "λ belongs inside the exponential, too": aggregate(relevance, 1, mask, "lse", 1.0),
+            "that is the mean of the words, AVG": aggregate(relevance, 1, mask, "mean", 2.0),
+            "LSE is a sum of exponentials, not divided by the number of words": pooled - mask.sum(1).log() / 2})
+    expect(answer, (torch.ones(1, 1), torch.tensor([[True]]), 500.0), [1.0], "one word of relevance 1, λ = 500",
+           {"exp(500) does not fit into float32: use torch.logsumexp": [float("inf")]})
+    for seed in range(3):
+        random, lengths = torch.randn(6, 8, generator=_seed(seed)), torch.randint(1, 9, (6,), generator=_seed(seed + 10))
+        real = torch.arange(8) < lengths[:, None]
+        expect(answer, (random, real, 6.0), aggregate(random, 1, real, "lse", 6.0), "6 random captions, λ = 6",
+               {"the padded words count": aggregate(random, 1, None, "lse", 6.0)})
+    right(answer)
+
+
+def check_sum_max(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """``answer(regions (I, R, d), words (C, W, d), mask (C, W) bool)``: t-i Sum-Max (I, C), Σ over words of max over regions."""
+    regions = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.6, 0.8]]])
+    words = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [5.0, 5.0]]])
+    mask = torch.tensor([[True, True], [True, False]])
+    expect(answer, (regions, words, mask), [[2.0, 0.0], [1.8, -0.6]], "two pictures and two captions, the last word is padding",
+           {"the padded word counts": [[2.0, 5.0], [1.8, 6.4]],
+            "that is the other direction: each word takes its best region, then add up the words": [[2.0, -1.0], [1.8, -1.6]],
+            "add up the words, do not average them": [[1.0, 0.0], [0.9, -0.6]]})
+    for seed in range(3):
+        regions = torch.nn.functional.normalize(torch.randn(3, 5, 4, generator=_seed(seed)), dim=-1)
+        words = torch.nn.functional.normalize(torch.randn(6, 7, 4, generator=_seed(seed + 10)), dim=-1)
+        mask = torch.arange(7) < torch.randint(1, 8, (6,), generator=_seed(seed + 20))[:, None]
+        config = {"region_dim": 4, "vocab_size": 4, "embed_dim": 4, "attention": "none", "aggregation": "sum"}
+        sides = Encoding(regions, torch.ones(3, 5, dtype=torch.bool)), Encoding(words, mask)
+        scores = {way: SCAN(SCANConfig(direction=way, **config)).similarity(*sides) for way in ("t2i", "i2t")}
+        expect(answer, (regions, words, mask), scores["t2i"], "3 random pictures and 6 random captions",
+               {"that is the other direction: each word takes its best region, then add up the words": scores["i2t"]})
+    right(answer)
+
+
+def _seed(number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(number)

@@ -1,0 +1,198 @@
+"""Every checker takes a right answer, and refuses the stub and plausible wrong answers, saying what is wrong."""
+
+import pytest
+import torch
+
+from itm_lib import coursework
+from itm_lib.coursework import NotRight
+from itm_lib.losses import hinge_loss
+
+
+def stub(*arguments):
+    raise NotImplementedError()
+
+
+# ---- 00 Image-text retrieval: right answers as the notebook has them -----------------------------------------------------
+
+def caption_recall(scores, caption_to_image, k, ties_against=True, best_caption=True):
+    found = 0
+    for row, line in enumerate(scores):
+        own = caption_to_image == row
+        best = line[own].max() if best_caption else line[own][0]
+        before = (line[~own] >= best) if ties_against else (line[~own] > best)
+        found += int(before.sum() < k)
+    return 100 * found / len(scores)
+
+
+def hardest_hinge(scores, positive_mask, margin, mean=True, masked=True, both=True, clamped=True, first=True):
+    mask = positive_mask if masked else torch.eye(len(scores), dtype=torch.bool)
+    matched = scores.diagonal()
+    negatives = scores.masked_fill(mask, -torch.inf) if first else scores
+    costs = [margin + negatives.amax(1) - matched, margin + negatives.amax(0) - matched][: 2 if both else 1]
+    if clamped:
+        costs = [cost.clamp(min=0) for cost in costs]
+    return sum(cost.mean() if mean else cost.sum() for cost in costs)
+
+
+def map_at_r(scores, truth, by_found=False, precision_only=False, whole=False, axis=1):
+    if axis == 0:
+        scores, truth = scores.T, truth.T
+    values = []
+    for column in range(scores.shape[1]):
+        relevant = truth[scores[:, column].argsort(descending=True), column].float()
+        total = int(relevant.sum())
+        if not whole:
+            relevant = relevant[:total]
+        precision = relevant.cumsum(0) / torch.arange(1, len(relevant) + 1)
+        if precision_only:
+            values.append(relevant.mean())
+        else:
+            values.append((precision * relevant).sum() / (relevant.sum().clamp(min=1) if by_found else total))
+    return 100 * float(torch.stack(values).mean())
+
+
+def recall_ceiling(truth, k, axis=0, worst=False, capped=True, ignore_k=False):
+    count = truth.sum(axis)
+    if worst:
+        return 100 * float((count <= k).float().mean())
+    chance = (1 if ignore_k else k) / count
+    return 100 * float((chance.clamp(max=1) if capped else chance).mean())
+
+
+# ---- 02 SCAN -------------------------------------------------------------------------------------------------------------
+
+def normalised(raw, dim=1, leak=0.1, squash=True):
+    values = torch.nn.functional.leaky_relu(raw, leak) if squash else raw
+    return values / (values.norm(dim=dim, keepdim=True) + 1e-8)
+
+
+def attended_cosine(attention, raw, gram, root=True, between=True):
+    squared = (attention * ((gram if between else torch.eye(len(gram))) @ attention)).sum(0)
+    return (attention * raw).sum(0) / (squared.sqrt() if root else squared)
+
+
+def lse_pooling(relevance, mask, lambda_lse):
+    return torch.logsumexp((lambda_lse * relevance).masked_fill(~mask, -torch.inf), dim=1) / lambda_lse
+
+
+def lse_overflowing(relevance, mask, lambda_lse):
+    return ((lambda_lse * relevance).exp() * mask).sum(1).log() / lambda_lse
+
+
+def sum_max(regions, words, mask, masked=True):
+    best = torch.einsum("ird,cwd->icwr", regions, words).amax(3)
+    return (best * mask if masked else best).sum(2)
+
+
+CASES = [
+    (coursework.check_caption_recall, caption_recall, [
+        (lambda s, o, k: caption_recall(s, o, k, ties_against=False), "ties count against the query"),
+        (lambda s, o, k: caption_recall(s, o, k, best_caption=False), "not only its first caption"),
+        (lambda s, o, k: caption_recall(s, o, k) / 100, "in percent"),
+        (lambda s, o, k: 50.0, "constant scorer|same score"),
+    ]),
+    (coursework.check_hardest_hinge, hardest_hinge, [
+        (lambda s, p, m: hardest_hinge(s, p, m, mean=False), "not their sum"),
+        (lambda s, p, m: hardest_hinge(s, p, m, masked=False), "use positive_mask"),
+        (lambda s, p, m: hardest_hinge(s, p, m, both=False), "the columns are missing"),
+        (lambda s, p, m: hardest_hinge(s.T, p.T, m, both=False), "the rows are missing"),
+        (lambda s, p, m: hinge_loss(s, (torch.arange(len(s)),) * 2, p, m, negatives="all")["loss"], "not all of them"),
+        (lambda s, p, m: hardest_hinge(s, p, m, clamped=False), "cut to 0"),
+        (lambda s, p, m: hardest_hinge(s, p, m, first=False), "three pairs"),
+    ]),
+    (coursework.check_map_at_r, map_at_r, [
+        (lambda s, t: map_at_r(s, t, by_found=True), "not by the number found"),
+        (lambda s, t: map_at_r(s, t, precision_only=True), "R-Precision"),
+        (lambda s, t: map_at_r(s, t, whole=True), "stop after the first R"),
+        (lambda s, t: map_at_r(s, t, axis=0), "a caption true of 3 pictures"),
+        (lambda s, t: map_at_r(s, t) / 100, "in percent"),
+    ]),
+    (coursework.check_recall_ceiling, recall_ceiling, [
+        (lambda t, k: 100.0, "cannot know"),
+        (lambda t, k: recall_ceiling(t, k, worst=True), "worst case"),
+        (lambda t, k: recall_ceiling(t, k, capped=False), "no chance is above 1"),
+        (lambda t, k: recall_ceiling(t, k, ignore_k=True), "k counts too"),
+        (lambda t, k: recall_ceiling(t, k, axis=1), "captions true of 1, 2 and 4"),
+    ]),
+    (coursework.check_normalise_raw, normalised, [
+        (lambda r: normalised(r, dim=0), "runs over the words"),
+        (lambda r: normalised(r, squash=False), "two regions|LeakyReLU comes first"),
+        (lambda r: normalised(r, leak=0.0), "keeps a tenth"),
+        (lambda r: torch.nn.functional.leaky_relu(r, 0.1), "not normalised"),
+        (lambda r: torch.nn.functional.leaky_relu(r, 0.1) / torch.nn.functional.leaky_relu(r, 0.1).norm(dim=1, keepdim=True), "NaN"),
+    ]),
+    (coursework.check_attended_cosine, attended_cosine, [
+        (lambda a, r, g: (a * r).sum(0), "q · a alone"),
+        (lambda a, r, g: attended_cosine(a, r, g, root=False), "take its root"),
+        (lambda a, r, g: attended_cosine(a, r, g, between=False), "Gram matrix belongs between"),
+    ]),
+    (coursework.check_lse_pooling, lse_pooling, [
+        (lambda r, m, k: lse_pooling(r, torch.ones_like(m), k), "the padded word counts"),
+        (lambda r, m, k: k * lse_pooling(r, m, k), "divide by λ"),
+        (lambda r, m, k: lse_pooling(r, m, 1.0), "inside the exponential"),
+        (lambda r, m, k: lse_pooling(r, m, k) - m.sum(1).log() / k, "not divided by the number"),
+        (lse_overflowing, "use torch.logsumexp"),
+    ]),
+    (coursework.check_sum_max, sum_max, [
+        (lambda r, w, m: sum_max(r, w, m, masked=False), "the padded word counts"),
+        (lambda r, w, m: sum_max(r, w, m) / m.sum(1), "do not average"),
+        (lambda r, w, m: torch.einsum("ird,cwd->icwr", r, w).masked_fill(~m[:, :, None], -torch.inf).amax(2).sum(2),
+         "the other direction"),
+    ]),
+]
+CHECKERS = {checker.__name__: (checker, answer, wrong) for checker, answer, wrong in CASES}
+
+
+def test_every_checker_is_tested():
+    assert set(CHECKERS) == {name for name in dir(coursework) if name.startswith("check_")}
+
+
+@pytest.mark.parametrize("name", CHECKERS)
+def test_right_answer(name, capsys):
+    checker, answer, _ = CHECKERS[name]
+    checker(answer)
+    assert capsys.readouterr().out == f"{answer.__name__}: right\n"
+
+
+@pytest.mark.parametrize("name", CHECKERS)
+def test_stub(name):
+    with pytest.raises(NotRight, match="stub is not written yet"):
+        CHECKERS[name][0](stub)
+
+
+@pytest.mark.parametrize("name, number", [(name, number) for name in CHECKERS for number in range(len(CHECKERS[name][2]))])
+def test_wrong_answer(name, number, capsys):
+    wrong, says = CHECKERS[name][2][number]
+    with pytest.raises(NotRight, match=says):
+        CHECKERS[name][0](wrong)
+    assert "right" not in capsys.readouterr().out
+
+
+# ---- what every checker is made of ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("answer, says", [
+    (lambda x: None, "returns None: end it with 'return'"),
+    (lambda x: ..., "returns Ellipsis"),
+    (lambda x: "four", "returns a str"),
+    (lambda x: torch.zeros(2), r"an array of shape \(2,\) on a case, the answer is one number"),
+    (lambda x: float("nan"), "returns NaN"),
+    (lambda x: 1 / 0, r"stops with ZeroDivisionError \(division by zero\) on a case"),
+    (lambda x: 3.0, "gives 3 on a case, the answer is 4: you forgot one"),
+    (lambda x: 7.0, "gives 7 on a case, the answer is 4$"),
+])
+def test_expect_says_what_is_wrong(answer, says):
+    with pytest.raises(NotRight, match=says) as error:
+        coursework.expect(answer, (torch.ones(4),), 4.0, "a case", {"you forgot one": 3.0})
+    assert "\n" not in str(error.value)
+
+
+def test_expect_compares_arrays_and_copies_arguments():
+    given = torch.ones(3)
+    coursework.expect(lambda x: x.add_(1), (given,), [2.0, 2.0, 2.0], "ones")
+    assert given.tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(NotRight, match=r"gives \[1\. 1\. 1\.\] on ones, the answer is \[2\. 2\. 2\.\]"):
+        coursework.expect(lambda x: x, (given,), [2.0, 2.0, 2.0], "ones")
+
+
+def test_a_notebook_shows_one_line():
+    assert NotRight("no")._render_traceback_() == ["Not right yet: no"]
