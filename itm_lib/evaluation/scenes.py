@@ -17,6 +17,7 @@ from torch import Tensor
 from itm_lib.data.captions import Tokenizer
 from itm_lib.data.dataset import ImageCaptionDataset
 from itm_lib.data.regions import RegionStore
+from itm_lib.data.scenes import Scene
 from itm_lib.evaluation.scoring import encode_images, encode_tokens, evaluating, open_split, pair_scores, paired_blocks
 from itm_lib.files import InputError, read_jsonl
 from itm_lib.models.base import Encoding, MatchingModel
@@ -102,13 +103,12 @@ def pointing_accuracy(model: MatchingModel, folder: str | Path, split: str = "te
     chance is the mean share of regions that count. Keys: pointing, pointing_chance; nothing if the model has
     no attention. Mentions that no proposed region covers stay in, as misses.
     """
-    from itm_lib.data.scenes import SceneFolder
-
-    dataset, scenes = open_split(folder, split), SceneFolder(folder)
-    column_of = {caption_id: column for column, caption_id in enumerate(dataset.caption_ids)}
-    mentions = _mentions(scenes.captions(split), column_of, dataset)
+    folder = Path(folder)
+    dataset = open_split(folder, split)
+    mentions = _mentions(read_jsonl(folder / "captions.jsonl"), dataset)
     if not mentions:
         return {}
+    scenes = {row["image_id"]: Scene.from_json(row) for row in read_jsonl(folder / "scenes.jsonl")}
     columns = sorted(mentions)
     captions = encode_tokens(model, [dataset.tokens[column] for column in columns], batch_size, device)
     images = encode_images(model, dataset, batch_size, device)
@@ -123,7 +123,7 @@ def pointing_accuracy(model: MatchingModel, folder: str | Path, split: str = "te
             attention = attention.diagonal(dim1=0, dim2=1).permute(2, 0, 1).float().cpu()  # (pairs, W, R)
             for pair, row, weights in zip(block, rows, attention):
                 boxes = dataset.regions.boxes([row])[0][: dataset.regions.num_regions[row]]
-                objects = scenes.scene(dataset.regions.image_ids[row]).objects
+                objects = scenes[dataset.regions.image_ids[row]].objects
                 for token, named in mentions[columns[pair]]:
                     counts = _overlap(boxes, np.array([objects[index].box for index in named])).max(1) >= 0.5
                     hits.append(_all_tops_count(weights[token, : len(boxes)], counts))
@@ -131,10 +131,13 @@ def pointing_accuracy(model: MatchingModel, folder: str | Path, split: str = "te
     return {"pointing": 100.0 * float(np.mean(hits)), "pointing_chance": 100.0 * float(np.mean(chances))}
 
 
-def _mentions(rows: Sequence[dict], column_of: dict[str, int], dataset: ImageCaptionDataset) -> dict[int, list[tuple[int, list]]]:
+def _mentions(rows: Sequence[dict], dataset: ImageCaptionDataset) -> dict[int, list[tuple[int, list]]]:
     """{caption column: [(token, object indices), ...]}: the token of each mention's last word; <start> is token 0."""
+    column_of = {caption_id: column for column, caption_id in enumerate(dataset.caption_ids)}
     found: dict[int, list[tuple[int, list]]] = {}
     for row in rows:
+        if row["split"] != dataset.split:
+            continue
         column = column_of[row["caption_id"]]
         words = Tokenizer().spans(dataset.texts[column])
         for mention in row.get("mentions") or []:

@@ -100,9 +100,7 @@ def similarity_matrix(model: MatchingModel, images: Encoding, captions: Encoding
     """
     if not len(images) or not len(captions):
         raise InputError(f"{len(images)} images and {len(captions)} captions: at least one of each is needed")
-    order = torch.arange(len(captions))
-    if captions.mask is not None:
-        order = captions.mask.sum(1).argsort(stable=True)
+    order = _lengths(captions).argsort(stable=True)
     pairs = max(1, block_bytes // max(1, model.pair_bytes(images, captions)))
     height = max(min(len(images), math.isqrt(pairs)), min(len(images), pairs // len(captions)))
     width = min(len(captions), max(1, pairs // height))
@@ -146,9 +144,16 @@ def pair_scores(model: MatchingModel, images: Encoding, captions: Encoding, imag
 
 def paired_blocks(captions: Encoding, caption_rows: list[int], size: int = _PAIR_BLOCK) -> list[list[int]]:
     """Positions 0..n-1 of the pairs in blocks of ``size``, captions of like length together."""
-    lengths = [0] * len(captions) if captions.mask is None else captions.mask.sum(1).tolist()
+    lengths = _lengths(captions).tolist()
     order = sorted(range(len(caption_rows)), key=lambda pair: lengths[caption_rows[pair]])
     return [order[first : first + size] for first in range(0, len(order), size)]
+
+
+def _lengths(captions: Encoding) -> Tensor:
+    """(n,) true words of each caption; zeros where the Encoding keeps no words."""
+    if captions.members:
+        return _lengths(captions.members[0])
+    return torch.zeros(len(captions), dtype=torch.int64) if captions.mask is None else captions.mask.sum(1).cpu()
 
 
 def _on_device_if_it_fits(images: Encoding, captions: Encoding, device: torch.device) -> tuple[Encoding, Encoding]:

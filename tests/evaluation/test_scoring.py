@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import WordRegionModel
+from made_for_evaluation import WordRegionModel
 
 from itm_lib.evaluation import encode_dataset, open_split, similarity_matrix
 from itm_lib.evaluation.scoring import pair_scores
