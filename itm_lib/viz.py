@@ -9,7 +9,7 @@ Figure that ends a cell is shown.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,36 +136,64 @@ def score_matrix(scores: Any, pictures: Sequence[Any] | None = None, captions: S
     return figure
 
 
-def training_curve(losses: Mapping[str, Sequence[float]], validation: Mapping[str, Sequence[float]], *,
-                   collapsed: float | None = None, metric: str = "rsum on val", smooth: int = 20,
-                   best_possible: float | None = None) -> Figure:
-    """Loss of every step (left) and the validation metric of every epoch (right), one colour a model.
+def training_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "rsum",
+                   perfect: float | None = None) -> Figure:
+    """The loss (left, by step) and a validation metric (right, by epoch) of one or more runs, one colour a run.
 
-    ``collapsed`` draws the loss of a model that gives every pair the same score. The bold loss is a running mean over
-    ``smooth`` steps. ``best_possible`` draws what a perfect matcher would reach.
+    ``histories`` {run: rows of a :class:`itm_lib.training.History`}. The dashed line is the loss of a collapsed model, which
+    gives every pair the same score. A ring marks the epoch whose weights are kept. ``perfect`` draws what a perfect matcher
+    would reach on val.
     """
     figure = Figure(figsize=(9.2, 3.3), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for number, (name, values) in enumerate(losses.items()):
-        values, colour = np.asarray(values, dtype=float), COLOURS[number % len(COLOURS)]
-        steps = np.arange(1, len(values) + 1)
-        window = max(1, min(smooth, len(values) // 4))
-        left.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-        mean = np.convolve(values, np.ones(window) / window, mode="valid")
-        left.plot(steps[window - 1:], mean, color=colour, label=name)
-    for number, (name, values) in enumerate(validation.items()):
-        right.plot(np.arange(1, len(values) + 1), values, "o-", markersize=3.5, color=COLOURS[number % len(COLOURS)], label=name)
-    if collapsed is not None:
-        _level(left, collapsed, f"collapsed model: {collapsed:.2f}")
-    if best_possible is not None:
-        _level(right, best_possible, f"perfect matcher: {best_possible:.0f}")
+    collapsed: dict[int, float] = {}
+    for number, (name, rows) in enumerate(histories.items()):
+        steps, epochs = _rows(rows, "steps", "loss"), _rows(rows, "epoch", metric)
+        look = {"color": COLOURS[number % len(COLOURS)], "label": name}
+        left.plot([row["step"] for row in steps], [row["loss"] for row in steps], **look)
+        right.plot([row["epoch"] for row in epochs], [row[metric] for row in epochs], "o-", markersize=3.5, **look)
+        for row in [row for row in epochs if row.get("best")][-1:]:
+            right.plot(row["epoch"], row[metric], "o", markersize=10, fillstyle="none", color=look["color"])
+        collapsed.update({row["step"]: row["collapsed_loss"] for row in steps if "collapsed_loss" in row})
+    if collapsed:
+        left.plot(sorted(collapsed), [collapsed[step] for step in sorted(collapsed)], "--", color=BLACK, linewidth=1.2,
+                  label="collapsed model")
+    if perfect is not None:
+        right.axhline(perfect, color=BLACK, linestyle="--", linewidth=1.2, label="perfect matcher")
     left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
-    right.set(xlabel="epoch", ylabel=metric)
+    right.set(xlabel="epoch", ylabel=f"{metric} on val")
     right.xaxis.get_major_locator().set_params(integer=True)
     for ax in (left, right):
         ax.grid(axis="y")
         ax.legend(loc="best")
     return figure
+
+
+class LiveCurve:
+    """:func:`training_curve` drawn anew after every epoch, in place, while a notebook cell trains.
+
+    >>> curve = LiveCurve()
+    >>> Trainer(model, train, val, config, folder, on_epoch=curve.follow("VSE++")).fit()      # doctest: +SKIP
+    """
+
+    def __init__(self, metric: str = "rsum", perfect: float | None = None):
+        self.metric, self.perfect = metric, perfect
+        self.histories: dict[str, Sequence[Mapping[str, Any]]] = {}
+        self._shown: Any = None
+
+    def follow(self, name: str) -> Callable[[Sequence[Mapping[str, Any]]], None]:
+        """What a Trainer takes as ``on_epoch``: draws the run as ``name``."""
+        def draw(history: Sequence[Mapping[str, Any]]) -> None:
+            from IPython.display import display
+
+            self.histories[name] = history
+            figure = training_curve(self.histories, self.metric, self.perfect)
+            if self._shown is None:
+                self._shown = display(figure, display_id=True)
+            else:
+                self._shown.update(figure)
+
+        return draw
 
 
 def recall_bars(results: Mapping[str, Mapping[str, float]], ceiling: Mapping[str, float] | None = None) -> Figure:
@@ -276,8 +304,8 @@ def _verdict(own: bool, true: bool) -> tuple[str, str, Any]:
     return OWN if own else ALSO_TRUE if true else WRONG
 
 
-def _level(ax: Axes, value: float, text: str) -> None:
-    ax.axhline(value, color=BLACK, linestyle="--", linewidth=1.2, label=text)
+def _rows(history: Sequence[Mapping[str, Any]], kind: str, key: str) -> list[Mapping[str, Any]]:
+    return [row for row in history if row["kind"] == kind and key in row]
 
 
 def _cell_numbers(ax: Axes, scores: np.ndarray, image: Any) -> None:

@@ -93,15 +93,45 @@ def test_score_matrix_refuses_a_vector():
         viz.score_matrix([1.0, 2.0, 3.0])
 
 
-def test_training_curve_draws_every_step_its_mean_and_the_levels():
-    losses = np.linspace(0.4, 0.1, 40)
-    left, right = drawn(viz.training_curve({"VSE++": losses}, {"VSE++": [100.0, 200.0]}, collapsed=0.4, best_possible=560.0))
-    raw, mean, level = left.lines
-    assert np.allclose(raw.get_ydata(), losses) and list(raw.get_xdata()) == list(range(1, 41))
-    assert np.allclose(mean.get_ydata()[0], losses[:10].mean()) and mean.get_xdata()[0] == 10
-    assert list(level.get_ydata()) == [0.4, 0.4] and level.get_label() == "collapsed model: 0.40"
-    assert list(right.lines[0].get_xdata()) == [1, 2] and list(right.lines[1].get_ydata()) == [560.0, 560.0]
+HISTORY = [
+    {"kind": "steps", "epoch": 0, "step": 10, "loss": 0.4, "collapsed_loss": 0.4},
+    {"kind": "steps", "epoch": 0, "step": 20, "loss": 0.3, "collapsed_loss": 0.4},
+    {"kind": "epoch", "epoch": 1, "step": 20, "loss": 0.35, "rsum": 200.0, "best": True},
+    {"kind": "warning", "epoch": 1, "step": 20, "message": "collapse"},
+    {"kind": "epoch", "epoch": 2, "step": 40, "loss": 0.3, "rsum": 190.0, "best": False},
+]
+
+
+def test_training_curve_draws_loss_collapse_metric_and_the_epoch_kept():
+    left, right = drawn(viz.training_curve({"VSE++": HISTORY}, perfect=560.0))
+    loss, collapsed = left.lines
+    assert list(loss.get_xdata()) == [10, 20] and list(loss.get_ydata()) == [0.4, 0.3]
+    assert list(collapsed.get_ydata()) == [0.4, 0.4] and collapsed.get_label() == "collapsed model"
+    values, kept, perfect = right.lines
+    assert list(values.get_xdata()) == [1, 2] and list(values.get_ydata()) == [200.0, 190.0]
+    assert (list(kept.get_xdata()), list(kept.get_ydata())) == ([1], [200.0]) and list(perfect.get_ydata()) == [560.0, 560.0]
     assert (left.get_xlabel(), right.get_xlabel(), right.get_ylabel()) == ("step", "epoch", "rsum on val")
+
+
+def test_training_curve_of_a_model_without_a_collapsed_loss():
+    rows = [{"kind": "steps", "epoch": 0, "step": 10, "loss": 0.4}, {"kind": "epoch", "epoch": 1, "step": 10, "loss": 0.4}]
+    left, right = drawn(viz.training_curve({"one": rows}))
+    assert len(left.lines) == 1 and list(right.lines[0].get_xdata()) == []
+
+
+def test_live_curve_updates_one_figure(monkeypatch):
+    shown, updated = [], []
+
+    class Handle:
+        update = staticmethod(updated.append)
+
+    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: shown.append(figure) or Handle())
+    curve = viz.LiveCurve()
+    curve.follow("mean")(HISTORY[:3])
+    curve.follow("mean")(HISTORY)
+    curve.follow("max")(HISTORY)
+    assert len(shown) == 1 and len(updated) == 2
+    assert [line.get_label() for line in updated[1].axes[0].lines] == ["mean", "max", "collapsed model"]
 
 
 def test_recall_bars_show_each_number_under_its_ceiling():
