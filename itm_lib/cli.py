@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -46,6 +47,7 @@ def course(
         _prepare_scenes("default", SIZE_OF_PROFILE[profile], 0)
         failed = runner.run_all(planned, fresh)
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the kernel that was just ended is no news
         print("itm: stopped; the same command goes on where it was", file=sys.stderr)
         raise typer.Exit(130) from None
     finally:

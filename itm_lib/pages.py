@@ -22,7 +22,12 @@ from itm_lib.files import InputError, read_json, write_text
 TEMPLATE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}
-{% block html_head_js_mermaidjs %}{% endblock %}"""
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block html_head_css %}<style>mtd[columnalign=left] { text-align: left } mtd[columnalign=right] { text-align: right }</style>
+{% endblock %}"""
+
+# The converter knows these by another name only.
+UNKNOWN_TEX = {"{aligned}": "{align*}", "\\operatorname*": "\\operatorname"}
 
 HEADLINE_METRICS = ("rsum", "i2t_r1", "t2i_r1", "i2t_map_at_r", "t2i_map_at_r", "pointing")
 
@@ -35,6 +40,8 @@ td.number { text-align: right; }
 
 def mathml(tex: str, display: str) -> str:
     """TeX as MathML, ``display`` "inline" or "block"; what the converter cannot read stays as TeX source."""
+    for name, known in UNKNOWN_TEX.items():
+        tex = tex.replace(name, known)
     try:
         return convert(tex, display=display)
     except Exception:  # the converter's dozen error classes have no common base

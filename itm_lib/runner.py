@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -158,14 +159,10 @@ def is_complete(run: NotebookRun, wanted: str) -> bool:
 
 def problem_of(executed: NotebookNode) -> str | None:
     """What is wrong with an executed notebook in one line, or None: an error output, or a code cell that did not run."""
-    number = 0
-    for cell in executed.cells:
-        if cell.cell_type != "code":
-            continue
-        number += 1
+    for number, cell in enumerate((cell for cell in executed.cells if cell.cell_type == "code"), 1):
         for output in cell.outputs:
             if output.output_type == "error":
-                return f"code cell {number} failed: {_one_line(output.ename, output.evalue)}"
+                return f"cell [{cell.execution_count}] failed: {_one_line(output.ename, output.evalue)}"
         if cell.source.strip() and cell.execution_count is None:
             return f"code cell {number} did not run"
     return None
@@ -204,6 +201,7 @@ def _run_papermill(run: NotebookRun, progress: bool) -> str | None:
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said once, by run_all
     root = project_root()
     out_dir = run.folder.resolve()
     if out_dir.is_relative_to(root):
