@@ -20,7 +20,8 @@ from torch import Tensor
 from itm_lib.evaluation.ranking import RetrievalMetrics, ceiling, map_at_r
 from itm_lib.losses import hinge_loss
 from itm_lib.models.base import Encoding
-from itm_lib.models.scan import SCAN, SCANConfig, aggregate, normalise_raw
+from itm_lib.models.layers import l2norm
+from itm_lib.models.scan import SCAN, SCANConfig
 
 
 class NotRight(AssertionError):
@@ -176,20 +177,19 @@ def check_recall_ceiling(answer: Callable[[Tensor, int], float]) -> None:
 
 def check_normalise_raw(answer: Callable[[Tensor], Tensor]) -> None:
     """``answer(raw (R, W))``: LeakyReLU(0.1), then each region's row divided by its length over the words."""
+    squash = lambda values: torch.nn.functional.leaky_relu(values, 0.1)
     raw = torch.tensor([[3.0, 4.0, 0.0], [-10.0, 0.0, 0.0]])
     expect(answer, (raw,), [[0.6, 0.8, 0.0], [-1.0, 0.0, 0.0]], "two regions and three words",
-           {"the sum of squares runs over the words, that is along each region's row":
-            normalise_raw(raw, 0, "clipped_l2norm", "leaky_relu", None),
+           {"the sum of squares runs over the words, that is along each region's row": l2norm(squash(raw), 0),
             "squash before you normalise, and keep a tenth of what is negative": [[0.6, 0.8, 0.0], [-0.1, 0.0, 0.0]],
             "LeakyReLU keeps a tenth of what is negative": [[0.6, 0.8, 0.0], [0.0, 0.0, 0.0]],
             "the row is squashed but not normalised": [[3.0, 4.0, 0.0], [-1.0, 0.0, 0.0]]})
     expect(answer, (torch.zeros(2, 2),), torch.zeros(2, 2), "a region that matches nothing (a row of zeros)")
     for seed in range(3):
         random = torch.randn(12, 7, generator=_seed(seed))
-        expect(answer, (random,), normalise_raw(random, 1, "clipped_l2norm", "leaky_relu", None), "a random 12 × 7 matrix",
-               {"the sum of squares runs over the words, that is along each region's row":
-                normalise_raw(random, 0, "clipped_l2norm", "leaky_relu", None),
-                "LeakyReLU comes first: a tenth of what is negative": normalise_raw(random, 1, "l2norm", "leaky_relu", None)})
+        expect(answer, (random,), l2norm(squash(random), 1), "a random 12 × 7 matrix",
+               {"the sum of squares runs over the words, that is along each region's row": l2norm(squash(random), 0),
+                "LeakyReLU comes first: a tenth of what is negative": l2norm(random, 1)})
     right(answer)
 
 
@@ -216,23 +216,24 @@ def check_attended_cosine(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) ->
 
 def check_lse_pooling(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     """``answer(relevance (C, W), mask (C, W) bool, lambda_lse)``: (1/λ) log Σ exp(λ r) over the real words, (C,)."""
+    lse = lambda values, real, k: torch.logsumexp((k * values).masked_fill(~real, -torch.inf), 1) / k
+    everything = torch.ones(2, 3, dtype=torch.bool)
     relevance = torch.tensor([[0.5, 0.1, 0.0], [0.5, 0.1, 0.9]])
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    pooled = aggregate(relevance, 1, mask, "lse", 2.0)
-    unmasked = aggregate(relevance, 1, None, "lse", 2.0)
+    pooled = lse(relevance, mask, 2.0)
     expect(answer, (relevance, mask, 2.0), pooled, "captions of two and of three words, λ = 2",
-           {"the padded word counts: exp(0) is 1, not 0": unmasked,
+           {"the padded word counts: exp(0) is 1, not 0": lse(relevance, everything, 2.0),
             "divide by λ at the end": 2 * pooled,
-            "λ belongs inside the exponential, too": aggregate(relevance, 1, mask, "lse", 1.0),
-            "that is the mean of the words, AVG": aggregate(relevance, 1, mask, "mean", 2.0),
+            "λ belongs inside the exponential, too": lse(relevance, mask, 1.0),
+            "that is the mean of the words, AVG": (relevance * mask).sum(1) / mask.sum(1),
             "LSE is a sum of exponentials, not divided by the number of words": pooled - mask.sum(1).log() / 2})
     expect(answer, (torch.ones(1, 1), torch.tensor([[True]]), 500.0), [1.0], "one word of relevance 1, λ = 500",
            {"exp(500) does not fit into float32: use torch.logsumexp": [float("inf")]})
     for seed in range(3):
         random, lengths = torch.randn(6, 8, generator=_seed(seed)), torch.randint(1, 9, (6,), generator=_seed(seed + 10))
         real = torch.arange(8) < lengths[:, None]
-        expect(answer, (random, real, 6.0), aggregate(random, 1, real, "lse", 6.0), "6 random captions, λ = 6",
-               {"the padded words count": aggregate(random, 1, None, "lse", 6.0)})
+        expect(answer, (random, real, 6.0), lse(random, real, 6.0), "6 random captions, λ = 6",
+               {"the padded words count": lse(random, torch.ones_like(real), 6.0)})
     right(answer)
 
 
