@@ -64,7 +64,7 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
 def resolve_folder(folder: str | Path) -> Path:
     """The local folder of ``folder``; ``hf://owner/name`` is fetched from the Hugging Face Hub."""
     if str(folder).startswith("hf://"):
-        return Path(snapshot_download(str(folder).removeprefix("hf://"), allow_patterns=[CONFIG, WEIGHTS, VOCABULARY]))
+        return Path(snapshot_download(str(folder).removeprefix("hf://"), allow_patterns=["*" + name for name in (CONFIG, WEIGHTS, VOCABULARY)]))
     return Path(folder)
 
 

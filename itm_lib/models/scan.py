@@ -4,18 +4,19 @@ Lee, Chen, Hua, Hu, He: Stacked Cross Attention for Image-Text Matching, ECCV 20
 
 Shapes: I images of R regions, C captions of W words, joint dimension d. Symbols of the paper and their names here:
 
-====================  =============================  =====================================================
-v_k, e_j              regions (I,R,d), words (C,W,d)  encoded fragments, unit length
-s_ij = v_i · e_j      raw (C,W,I,R)                   affinity of every word with every region
-s̄                     normalise_raw                   activation, then a norm over the query axis
-α (λ₁)                attention_weights               softmax over the context, lambda_softmax
+====================  =============================  ================================================
+v_k, e_j              regions (I,R,d), words (C,W,d)   encoded fragments, unit length
+s_ij = v_i · e_j      raw                             affinity of every word with every region
+s̄                     normalise_raw                   activation, then a norm over the queries
+α (λ₁)                weights                         softmax over the context, lambda_softmax
 a                     never formed                    attended vector Σ α · context
 R(q, a)               relevance                       cosine of a query with what it attends to
 S(I, T) (λ₂)          aggregate                       LSE, mean, max or sum over the queries, lambda_lse
-====================  =============================  =====================================================
+====================  =============================  ================================================
 
 ``direction="t2i"``: words are the queries, regions the context; ``"i2t"``: the other way round. ``attention="none"`` leaves
 the attention out: a query's relevance is its largest affinity. With ``aggregation="sum"`` that is the paper's Sum-Max.
+Both directions run through the same functions: n context items of S fragments, m query items of T fragments.
 
 The attended vector is not needed, only q·a = Σ_s α_s (q·c_s) and ‖a‖² = αᵀ G α with the Gram matrix G of the context. So
 no tensor is larger than pairs × W × R. Captions are sorted by length and scored in blocks as wide as their longest caption.
@@ -51,7 +52,6 @@ Direction = Literal["t2i", "i2t"]
 RawNorm = Literal["clipped_l2norm", "l2norm", "clipped_l1norm", "l1norm", "softmax", "clipped", "no_norm"]
 Aggregation = Literal["lse", "mean", "max", "sum"]
 LAMBDAS = {"t2i": (9.0, 6.0), "i2t": (4.0, 5.0)}  # lambda_softmax and lambda_lse of the paper's Flickr30K models
-WORD, REGION = 1, 3                               # axes of an affinity block (C, W, I, R)
 COPIES = 6     # tensors of the affinities' size alive at once, measured: see tests/benchmarks/bench_scan.py
 TINY = 1e-30   # ‖a‖² is clamped here: its root keeps a finite gradient
 
@@ -84,51 +84,60 @@ class SCANConfig(HingeConfig):
         return {"lambda_softmax": softmax, "lambda_lse": lse, **values}
 
 
-def normalise_raw(raw: Tensor, axis: int, kind: RawNorm, activation: str, valid: Tensor | None) -> Tensor:
-    """Raw affinities normalised over the query ``axis`` for each context fragment.
+def normalise_raw(raw: Tensor, kind: RawNorm, activation: str, query_mask: Tensor | None, scale: float = 1.0) -> Tensor:
+    """``scale`` times the raw affinities (n,S,m,T), normalised over the queries T of each context fragment.
 
-    ``valid`` broadcasts to ``raw``, False on padded queries: they count as 0 in a norm and as -inf in a softmax.
+    ``query_mask`` (m, T): padded queries count as 0 in a norm and as -inf in a softmax.
     """
     if kind.startswith("clipped"):
         raw = torch.relu(raw) if activation == "relu" else torch.nn.functional.leaky_relu(raw, 0.1)
     if kind == "softmax":
-        return (raw if valid is None else raw.masked_fill(~valid, -torch.inf)).softmax(axis)
-    if kind.endswith("norm") and kind != "no_norm":
-        raw = raw if valid is None else raw.masked_fill(~valid, 0)
-        return raw / (torch.linalg.vector_norm(raw, 1 if "l1" in kind else 2, axis, keepdim=True) + 1e-8)
-    return raw
+        return scale * (raw if query_mask is None else raw.masked_fill(~query_mask, -torch.inf)).softmax(-1)
+    if kind in ("clipped", "no_norm"):
+        return scale * raw
+    raw = raw if query_mask is None else raw.masked_fill(~query_mask, 0)
+    length = torch.linalg.vector_norm(raw, 1 if "l1" in kind else 2, -1, keepdim=True)
+    return raw * (scale / (length + 1e-8))
 
 
-def attention_weights(normalised: Tensor, axis: int, lambda_softmax: float, valid: Tensor | None) -> Tensor:
-    """Softmax of λ₁ times the normalised affinities over the context ``axis``; padded context gets exactly 0."""
-    logits = normalised * lambda_softmax
-    return (logits if valid is None else logits.masked_fill(~valid, -torch.inf)).softmax(axis)
+def squared_norms(weights: Tensor, gram: Tensor) -> Tensor:
+    """‖a‖² = αᵀ G α of what each query attends to: weights (n,S,m,T), gram (n,S,S) -> (n,m,T)."""
+    flat = weights.flatten(2)
+    return ((gram @ flat) * flat).sum(1).view(len(weights), *weights.shape[2:])
 
 
-def squared_norms(weights: Tensor, gram: Tensor, direction: Direction) -> Tensor:
-    """‖a‖² = αᵀ G α for every query: weights (C,W,I,R) with gram (I,R,R) -> (C,W,I), or with (C,W,W) -> (C,I,R)."""
-    captions, words, images, regions = weights.shape
-    if direction == "t2i":
-        by_image = weights.reshape(captions * words, images, regions).transpose(0, 1)       # (I, C·W, R)
-        norms = ((by_image @ gram) * by_image).sum(-1)                                      # (I, C·W)
-        return norms.T.reshape(captions, words, images)
-    flat = weights.reshape(captions, words, images * regions)
-    return ((gram @ flat) * flat).sum(1).reshape(captions, images, regions)
+def relevances(context: Tensor, context_mask: Tensor | None, queries: Tensor, query_mask: Tensor | None,
+               config: SCANConfig) -> tuple[Tensor, Tensor]:
+    """Relevance (n,m,T) of every query and its attention (n,S,m,T), of context (n,S,d) and queries (m,T,d).
+
+    A mask is None where nothing is padded. Entries of padded queries mean nothing; padded context has attention 0.
+    """
+    raw = (context.flatten(0, 1) @ queries.flatten(0, 1).T).view(*context.shape[:2], *queries.shape[:2])
+    hidden = None if context_mask is None else ~context_mask[:, :, None, None]
+    if config.attention == "none":
+        seen = raw if hidden is None else raw.masked_fill(hidden, -torch.inf)
+        relevance, best = seen.max(1, keepdim=True)
+        return relevance.squeeze(1), torch.zeros_like(raw).scatter(1, best, 1)
+    logits = normalise_raw(raw, config.raw_feature_norm, config.raw_activation, query_mask, config.lambda_softmax)
+    weights = (logits if hidden is None else logits.masked_fill(hidden, -torch.inf)).softmax(1)
+    attended = squared_norms(weights, context @ context.mT).clamp(min=TINY).sqrt()
+    own = torch.linalg.vector_norm(queries, dim=-1)
+    return (weights * raw).sum(1) / (own * attended).clamp(min=1e-8), weights
 
 
-def aggregate(relevance: Tensor, axis: int, valid: Tensor | None, kind: Aggregation, lambda_lse: float) -> Tensor:
-    """Pool relevances over the query ``axis``. ``valid`` broadcasts, False on padded queries.
+def aggregate(relevance: Tensor, query_mask: Tensor | None, kind: Aggregation, lambda_lse: float) -> Tensor:
+    """Scores (n, m): the relevances (n,m,T) pooled over the true queries; ``query_mask`` (m, T) or None.
 
-    >>> aggregate(torch.tensor([0.5, 0.1]), 0, torch.tensor([True, False]), "sum", 6.0)
-    tensor(0.5000)
+    >>> aggregate(torch.tensor([[[0.5, 0.1]]]), torch.tensor([[True, False]]), "sum", 6.0)
+    tensor([[0.5000]])
     """
     if kind in ("lse", "max"):
-        relevance = relevance if valid is None else relevance.masked_fill(~valid, -torch.inf)
-        return relevance.amax(axis) if kind == "max" else torch.logsumexp(lambda_lse * relevance, axis) / lambda_lse
-    total = (relevance if valid is None else relevance.masked_fill(~valid, 0)).sum(axis)
+        relevance = relevance if query_mask is None else relevance.masked_fill(~query_mask, -torch.inf)
+        return relevance.amax(-1) if kind == "max" else torch.logsumexp(lambda_lse * relevance, -1) / lambda_lse
+    total = (relevance if query_mask is None else relevance.masked_fill(~query_mask, 0)).sum(-1)
     if kind == "sum":
         return total
-    return total / (relevance.shape[axis] if valid is None else valid.sum(axis))
+    return total / (relevance.shape[-1] if query_mask is None else query_mask.sum(-1))
 
 
 def caption_blocks(lengths: list[int], area: int) -> Iterator[tuple[list[int], int]]:
@@ -150,7 +159,7 @@ class SCAN(HingeModel):
     name = "scan"
     config_class = SCANConfig
     config: SCANConfig
-    block_bytes: int = 2**26
+    block_bytes: int = 2**25
     graph_bytes: int = 2**30
 
     def __init__(self, config: SCANConfig):
@@ -179,76 +188,46 @@ class SCAN(HingeModel):
 
     def _blocked_scores(self, regions: Tensor, region_mask: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
         lengths = word_mask.sum(1).tolist()
-        ragged = not bool(region_mask.all())
-        gram = regions @ regions.mT if self._needs_region_gram else None
+        full = bool(region_mask.all())
         cells = max(1, self.block_bytes // (regions.element_size() * COPIES))
-        width = max(1, min(len(regions), math.isqrt(cells) // regions.shape[1]))
-        recompute = torch.is_grad_enabled() and self._graph_bytes(regions, lengths) > self.graph_bytes
+        height = max(1, min(len(regions), math.isqrt(cells) // regions.shape[1]))  # images a block
+        area = max(1, cells // (height * regions.shape[1]))                        # words a block
+        graph = regions.element_size() * COPIES * regions.shape[0] * regions.shape[1] * sum(lengths)
+        recompute = torch.is_grad_enabled() and graph > self.graph_bytes
         order, columns = [], []
-        for rows, longest in caption_blocks(lengths, max(1, cells // (width * regions.shape[1]))):
-            part, part_mask = words[rows, :longest], None
-            if lengths[rows[0]] < longest:
-                part_mask = word_mask[rows, :longest]
+        for rows, longest in caption_blocks(lengths, area):
+            part = words[rows, :longest]
+            part_mask = word_mask[rows, :longest] if lengths[rows[0]] < longest else None
             scores = []
-            for start in range(0, len(regions), width):
-                piece = slice(start, start + width)
-                block = (regions[piece], region_mask[piece] if ragged else None, part, part_mask,
-                         None if gram is None else gram[piece])
+            for some, some_mask in zip(regions.split(height), region_mask.split(height)):
+                block = (some, None if full else some_mask, part, part_mask)
                 scores.append(checkpoint(self._score, *block, use_reentrant=False) if recompute else self._score(*block))
             order += rows
-            columns.append(torch.cat(scores, dim=1))
+            columns.append(torch.cat(scores))
         back = torch.empty(len(order), dtype=torch.int64)
         back[order] = torch.arange(len(order))
-        return torch.cat(columns)[back.to(regions.device)].T
+        return torch.cat(columns, dim=1)[:, back.to(regions.device)]
 
-    @property
-    def _needs_region_gram(self) -> bool:
-        return self.config.attention == "stacked" and self.config.direction == "t2i"
-
-    def _graph_bytes(self, regions: Tensor, lengths: list[int]) -> int:
-        return regions.element_size() * COPIES * regions.shape[0] * regions.shape[1] * sum(lengths)
-
-    def _score(self, regions: Tensor, region_mask: Tensor | None, words: Tensor, word_mask: Tensor | None,
-               region_gram: Tensor | None) -> Tensor:
-        """Scores (C, I) of one block."""
-        relevance, _, valid, axis = self._relevance(regions, region_mask, words, word_mask, region_gram)
-        return aggregate(relevance, axis, valid, self.config.aggregation, self.config.lambda_lse)
-
-    def _relevance(self, regions: Tensor, region_mask: Tensor | None, words: Tensor, word_mask: Tensor | None,
-                   region_gram: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, int]:
-        """Relevance of every query, (C, W, I) or (C, I, R), the attention (C, W, I, R), the queries' mask and their axis."""
-        config = self.config
-        captions, length, dim = words.shape
-        raw = (words.reshape(-1, dim) @ regions.reshape(-1, dim).T).view(captions, length, *regions.shape[:2])
-        masks = {WORD: None if word_mask is None else word_mask[:, :, None, None], REGION: region_mask}
-        query, context = (WORD, REGION) if config.direction == "t2i" else (REGION, WORD)
-        valid = word_mask[:, :, None] if query == WORD and word_mask is not None else masks[query]
-        axis = 1 if query == WORD else 2
-        if config.attention == "none":
-            seen = raw if masks[context] is None else raw.masked_fill(~masks[context], -torch.inf)
-            relevance, best = seen.max(context, keepdim=True)
-            return relevance.squeeze(context), torch.zeros_like(raw).scatter(context, best, 1), valid, axis
-        normalised = normalise_raw(raw, query, config.raw_feature_norm, config.raw_activation, masks[query])
-        weights = attention_weights(normalised, context, config.lambda_softmax, masks[context])
-        dots = (weights * raw).sum(context)
-        gram = region_gram if query == WORD else words @ words.mT
-        attended = squared_norms(weights, gram, config.direction).clamp(min=TINY).sqrt()
-        own = torch.linalg.vector_norm(words, dim=-1)[:, :, None] if query == WORD else torch.linalg.vector_norm(regions, dim=-1)
-        return dots / (own * attended).clamp(min=1e-8), weights, valid, axis
+    def _score(self, regions: Tensor, region_mask: Tensor | None, words: Tensor, word_mask: Tensor | None) -> Tensor:
+        """Scores (I, C) of one block."""
+        images, captions = (regions, region_mask), (words, word_mask)
+        context, queries = (images, captions) if self.config.direction == "t2i" else (captions, images)
+        relevance, _ = relevances(*context, *queries, self.config)
+        scores = aggregate(relevance, queries[1], self.config.aggregation, self.config.lambda_lse)
+        return scores if self.config.direction == "t2i" else scores.T
 
     def explain(self, images: Encoding, captions: Encoding) -> dict[str, Tensor]:
         """``attention`` (I, C, W, R): over regions for each word (t2i) or over words for each region (i2t), 0 on padding;
         ``relevance`` (I, C, W) of each word (t2i), or (I, C, R) of each region (i2t), 0 on padding."""
+        t2i = self.config.direction == "t2i"
+        context, queries = (images, captions) if t2i else (captions, images)
         dtype = score_dtype(self)
-        with torch.autocast(images.fragments.device.type, enabled=False):
-            regions, words = images.fragments.to(dtype), captions.fragments.to(dtype)
-            gram = regions @ regions.mT
-            relevance, weights, valid, _ = self._relevance(regions, images.mask, words, captions.mask, gram)
-        real = captions.mask[:, :, None, None] & images.mask[None, None]
-        return {
-            "attention": weights.masked_fill(~real, 0).permute(2, 0, 1, 3),
-            "relevance": relevance.masked_fill(~valid, 0).permute(*((2, 0, 1) if self.config.direction == "t2i" else (1, 0, 2))),
-        }
+        with torch.autocast(context.fragments.device.type, enabled=False):
+            relevance, weights = relevances(context.fragments.to(dtype), context.mask, queries.fragments.to(dtype),
+                                            queries.mask, self.config)
+        weights = (weights * queries.mask).permute(0, 2, 3, 1) if t2i else (weights * queries.mask).permute(2, 0, 1, 3)
+        relevance = relevance.masked_fill(~queries.mask, 0)
+        return {"attention": weights, "relevance": relevance if t2i else relevance.transpose(0, 1)}
 
     def pair_bytes(self, images: Encoding, captions: Encoding) -> int:
         """Bytes of the affinities of one pair and of what is derived from them."""
