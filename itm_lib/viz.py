@@ -223,6 +223,27 @@ def recall_bars(results: Mapping[str, Mapping[str, float]], ceiling: Mapping[str
     return figure
 
 
+def foil_bars(results: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Share of foils that score below the true pair, by what was changed, one colour a model; the line is a coin's share.
+
+    ``results`` {model: {"foil_object": percent, "foil_attribute": percent, "foil_relation": percent}}.
+    """
+    kinds = ("object", "attribute", "relation")
+    figure = Figure(figsize=(6.6, 3.1), layout="constrained")
+    ax = figure.subplots()
+    width = 0.8 / len(results)
+    for number, (name, metrics) in enumerate(results.items()):
+        x = np.arange(len(kinds)) + (number - (len(results) - 1) / 2) * width
+        bars = ax.bar(x, [metrics[f"foil_{kind}"] for kind in kinds], 0.92 * width, color=COLOURS[number % len(COLOURS)], label=name)
+        ax.bar_label(bars, fmt="%.0f", padding=1, fontsize=8)
+    ax.axhline(50, color=BLACK, linestyle="--", linewidth=1.2, label="a coin")
+    ax.set_xticks(range(len(kinds)), [f"{kind} changed" for kind in kinds])
+    ax.set(ylabel="true pair scores higher (%)", ylim=(0, 108), yticks=range(0, 101, 25))
+    ax.grid(axis="y")
+    figure.legend(loc="outside right center")
+    return figure
+
+
 def word_attention(picture: Any, words: Sequence[str], boxes: Any, weights: Any, gold: Sequence[Any] | None = None,
                    columns: int = 5, width: float = 1.9) -> Figure:
     """Attention of words over the regions of one picture: a panel a word, every box filled by its weight.

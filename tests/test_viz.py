@@ -142,6 +142,12 @@ def test_recall_bars_show_each_number_under_its_ceiling():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two", "perfect matcher"]
 
 
+def test_foil_bars_show_each_kind_beside_a_coin():
+    figure = viz.foil_bars({"VSE++": {"foil_object": 90.0, "foil_attribute": 80.0, "foil_relation": 52.0, "rsum": 400.0}})
+    (ax,) = drawn(figure)
+    assert [patch.get_height() for patch in ax.patches] == [90, 80, 52] and list(ax.lines[0].get_ydata()) == [50, 50]
+
+
 def test_word_attention_fills_boxes_by_weight_and_frames_the_largest():
     boxes = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]])
     weights = np.array([[0.8, 0.2], [0.4, 0.6]])
