@@ -140,6 +140,8 @@ class VariantSettings:
     """What a variant draws and says; probabilities are per object or per caption."""
 
     many_to_many: bool  # only the nouns marked so
+    zipf: float  # exponent of the nouns' frequencies
+    things: tuple[float, ...]  # weights of captions that mention 1, 2, 3 and 4 things
     double: float  # a scene shows one noun twice
     synonym: float
     hypernym: float
@@ -152,8 +154,8 @@ class VariantSettings:
 
 
 VARIANTS: dict[str, VariantSettings] = {
-    "default": VariantSettings(False, 0.25, 0.35, 0.10, 0.60, 0.35, 0.35, 0.35, 0.6, 0.05),
-    "many_to_many": VariantSettings(True, 0.50, 0.35, 0.30, 0.90, 0.50, 0.35, 0.20, 0.6, 0.15),
+    "default": VariantSettings(False, 0.6, (0.15, 0.45, 0.30, 0.10), 0.25, 0.35, 0.10, 0.60, 0.35, 0.35, 0.35, 0.6, 0.05),
+    "many_to_many": VariantSettings(True, 0.8, (0.32, 0.50, 0.15, 0.03), 0.50, 0.35, 0.40, 0.90, 0.50, 0.35, 0.20, 0.6, 0.20),
 }
 
 
@@ -193,7 +195,7 @@ def scene_nouns(variant: str) -> tuple[str, ...]:
 
 
 @cache
-def _zipf_weights(count: int, exponent: float = 0.8) -> tuple[float, ...]:
+def _zipf_weights(count: int, exponent: float) -> tuple[float, ...]:
     return tuple((rank + 1) ** -exponent for rank in range(count))
 
 
@@ -242,13 +244,14 @@ def sample_scene(rng: random.Random, image_id: str, variant: str = "default") ->
     Uses ``rng.random()`` alone. An unknown ``variant`` raises :class:`InputError`.
     """
     settings, names = variant_settings(variant), scene_nouns(variant)
+    weights = _zipf_weights(len(names), settings.zipf)
     background = choose(rng, tuple(BACKGROUNDS))
     count = choose_weighted(rng, (3, 4, 5, 6), (0.25, 0.3, 0.25, 0.2))
     chosen: list[str] = []
     if rng.random() < settings.double:
-        chosen = [choose_weighted(rng, names, _zipf_weights(len(names)))] * 2
+        chosen = [choose_weighted(rng, names, weights)] * 2
     while len(chosen) < count:
-        noun = choose_weighted(rng, names, _zipf_weights(len(names)))
+        noun = choose_weighted(rng, names, weights)
         if noun not in chosen:
             chosen.append(noun)
     sizes = tuple(OBJECT_SIZES)
