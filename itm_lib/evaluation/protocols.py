@@ -28,7 +28,7 @@ from torch import Tensor
 from itm_lib.data.dataset import ImageCaptionDataset
 from itm_lib.evaluation.ranking import KS, RetrievalMetrics, ceiling, map_at_r, score_array
 from itm_lib.evaluation.scenes import foil_accuracy, pointing_accuracy
-from itm_lib.evaluation.scoring import encode_dataset, open_split, similarity_matrix
+from itm_lib.evaluation.scoring import encode_dataset, open_for, similarity_matrix
 from itm_lib.files import InputError
 from itm_lib.models.base import MatchingModel
 
@@ -194,7 +194,7 @@ def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batc
     the ``pointing_accuracy``, if the model has an attention to look at.
     """
     folder = Path(folder)
-    dataset = open_split(folder, split)
+    dataset = open_for(model, folder, split)
     images, captions = encode_dataset(model, dataset, batch_size, device, progress)
     result = evaluate_scores(similarity_matrix(model, images, captions, block_bytes, device, progress), dataset)
     if (folder / "foils" / f"{split}.jsonl").is_file():

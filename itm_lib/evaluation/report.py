@@ -122,13 +122,13 @@ def write_result(path: str | Path, result: Result | Sequence[Result]) -> Path:
 
 
 def read_results(where: str | Path) -> list[Result]:
-    """The Results of a file, of all *.json under a folder, or of the files a pattern like ``runs/*/metrics.json`` names.
+    """The Results of a file, of a folder, or of the files that a pattern like ``runs/*/metrics.json`` names.
 
-    Files come in the order of their names. A damaged file, or one of another schema, raises :class:`InputError`.
+    Of a folder: every metrics.json in or below it; if there is none, its *.json, as data/results has them. Files come in the order of their names. A damaged file, or one of another schema, raises :class:`InputError`.
     """
     path = Path(where)
     if path.is_dir():
-        files = sorted(path.rglob("*.json"))
+        files = sorted(path.rglob("metrics.json")) or sorted(path.glob("*.json"))
     elif path.is_file():
         files = [path]
     else:

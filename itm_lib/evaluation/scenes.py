@@ -18,7 +18,7 @@ from itm_lib.data.captions import Tokenizer
 from itm_lib.data.dataset import ImageCaptionDataset
 from itm_lib.data.regions import RegionStore
 from itm_lib.data.scenes import Scene
-from itm_lib.evaluation.scoring import encode_images, encode_tokens, evaluating, open_split, pair_scores, paired_blocks
+from itm_lib.evaluation.scoring import encode_images, encode_tokens, evaluating, open_for, pair_scores, paired_blocks
 from itm_lib.files import InputError, read_jsonl
 from itm_lib.models.base import Encoding, MatchingModel
 
@@ -36,7 +36,7 @@ def foil_accuracy(model: MatchingModel, folder: str | Path, split: str = "test",
     """
     folder = Path(folder)
     rows = _read_foils(folder / "foils" / f"{split}.jsonl")
-    dataset = open_split(folder, split)
+    dataset = open_for(model, folder, split)
     images = encode_images(model, dataset, batch_size, device)
     pictures = dataset.regions
     if any(row["side"] == "picture" for row in rows):
@@ -104,7 +104,7 @@ def pointing_accuracy(model: MatchingModel, folder: str | Path, split: str = "te
     no attention. Mentions that no proposed region covers stay in, as misses.
     """
     folder = Path(folder)
-    dataset = open_split(folder, split)
+    dataset = open_for(model, folder, split)
     mentions = _mentions(read_jsonl(folder / "captions.jsonl"), dataset)
     if not mentions:
         return {}

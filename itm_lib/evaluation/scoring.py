@@ -26,6 +26,25 @@ def open_split(folder: str | Path, split: str, in_memory: bool = True) -> ImageC
     return load_split(folder, split, in_memory)
 
 
+def open_for(model: MatchingModel, folder: str | Path, split: str) -> ImageCaptionDataset:
+    """A split as ``model`` reads it: its captions in the words that the model was trained with, if it carries them.
+
+    Raises :class:`InputError` if the model takes regions of another size, or another number of words.
+    """
+    dataset = open_split(folder, split)
+    config, vocabulary = getattr(model, "config", None), getattr(model, "vocabulary", None)
+    if vocabulary is not None and vocabulary != dataset.vocabulary:
+        dataset = ImageCaptionDataset(dataset.regions, dataset.texts, dataset.caption_to_image, vocabulary, split,
+                                      dataset.caption_ids, dataset.truth, dataset.name)
+    for setting, what, found in (("region_dim", "regions of {} numbers", dataset.regions.dim),
+                                 ("vocab_size", "a vocabulary of {} words", len(dataset.vocabulary))):
+        wanted = getattr(config, setting, found)
+        if wanted != found and model.image_input == "regions":
+            raise InputError(f"this model was made for {what.format(wanted)}, {folder} has {what.format(found)}: "
+                             "evaluate it on the kind of data it was trained on")
+    return dataset
+
+
 @contextlib.contextmanager
 def evaluating(model: MatchingModel, device: torch.device | str | None = None) -> Iterator[torch.device]:
     """The model in eval mode without gradients; each module's own mode is restored at the end.

@@ -42,7 +42,10 @@ def test_write_and_read_back(tmp_path):
     assert list(content) == ["schema", "model", "dataset", "variant", "split", "seeds", "profile", "config", "commit", "command",
                              "seconds", "metrics"]
     assert content["schema"] == 1 and content["metrics"]["i2t_r1"]["values"] == [70.0, 72.0]
+    (tmp_path / "runs" / "a" / "config.json").write_text("{}")  # runs hold other files too
     assert read_results(tmp_path / "runs") == [one, two, one]
+    write_result(tmp_path / "results" / "scan__default.json", one)
+    assert read_results(tmp_path / "results") == [one]
     assert read_results(tmp_path / "runs" / "b" / "metrics.json") == [two, one]
     assert read_results(tmp_path / "runs" / "*" / "metrics.json") == [one, two, one]
     assert not list(tmp_path.rglob("*.part"))
