@@ -12,7 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from itm_lib.data.captions import Vocabulary
-from itm_lib.data.scene_captions import OPPOSITE, SIZE_WORDS, Caption, Phrase, gap, holds, is_true, sample_caption, told_apart
+from itm_lib.data.scene_captions import (
+    OPPOSITE,
+    SIZE_WORDS,
+    Caption,
+    Phrase,
+    gap,
+    holds,
+    is_true,
+    sample_caption,
+    told_apart,
+)
 from itm_lib.data.scene_captions import words as words_of
 from itm_lib.data.scene_pictures import (
     CANVAS,
