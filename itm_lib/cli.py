@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -111,23 +112,60 @@ def data_check(folder: Annotated[Path, typer.Argument(help="a dataset folder")])
 
 
 @app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="a recipe file, or the name of one that comes with itm_lib")],
+    out: Annotated[Path, typer.Option(help="folder of the run: the model, its history, and its state for going on")],
+    override: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe, e.g. train.epochs=5")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of going on with the run in --out")] = False,
+) -> None:
+    """Train a model by a recipe and measure it on val. A run that was stopped goes on, with the same numbers."""
+    from itm_lib.training.recipe import load_recipe, run_recipe
+
+    run = run_recipe(load_recipe(recipe, override or []), out, resume=not fresh)
+    _print_metrics(run.metrics)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="a sweep file: variants and seeds of a recipe")],
+    jobs: Annotated[int, typer.Option(min=1, help="runs at the same time")] = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="make every run again")] = False,
+) -> None:
+    """Train every run of a sweep and write the results; runs that are done are kept."""
+    from itm_lib.runner import shown
+    from itm_lib.training.sweep import run_sweep
+
+    for path in run_sweep(file, jobs, fresh=fresh):
+        print(shown(path))
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="a model folder")],
     data: Annotated[Path, typer.Option(help="a dataset folder")],
     split: Annotated[str, typer.Option(help="train, val or test")] = "test",
-    out: Annotated[Path | None, typer.Option(help="write the metrics to this JSON file too")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the result to this JSON file too")] = None,
 ) -> None:
     """Measure a model on one split of a dataset: recalls, rsum and what else the dataset allows."""
     from itm_lib.evaluation import evaluate as measure
-    from itm_lib.files import write_json
+    from itm_lib.evaluation.report import Result, write_result
     from itm_lib.models import load_model
 
+    start = time.monotonic()
     loaded, _ = load_model(model)
     metrics = measure(loaded, data, split, progress=True)
+    if out:
+        recipe = (loaded.metadata or {}).get("recipe", {})
+        write_result(out, Result.from_runs(
+            [metrics], seeds=[recipe.get("train", {}).get("seed", 0)], model=model.resolve().name, dataset=data.resolve().name,
+            split=split, profile="", config=recipe, command="itm evaluate", seconds=time.monotonic() - start,
+        ))
+    _print_metrics(metrics)
+
+
+def _print_metrics(metrics: dict[str, float]) -> None:
     for name, value in metrics.items():
         print(f"{name:24} {value:8.2f}")
-    if out:
-        write_json(out, metrics)
 
 
 @app.command()
