@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 class InputError(ValueError):
     """Something the user gave is wrong. The message is one line: what, where, what to do."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: the line, without the library's frames and their paths."""
+        return [f"InputError: {self}"]
+
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """``: did you mean 'x'?`` for the closest of ``names``, else ``: choose one of ...``; the end of an error line."""
