@@ -55,6 +55,7 @@ PLACES = {  # where things are; the pair's second word opens "... with a dog"
     "table": (("on a table", "on a wooden table"), ("a table", "a wooden table")),
     "street": (("on a street", "on the road"), ("a street", "a road")),
 }
+_MISREAD = {("big", "cat")}  # size words that mean something else before a noun: a big cat may be a tiger
 _NOUN = re.compile("\x02(\\d+)\x03(.*?)\x04")  # marks a noun in a sentence until its place is known
 
 
@@ -87,10 +88,10 @@ class Phrase:
         return term_nouns()[self.form[0]]
 
     def text(self, number: int) -> str:
-        """The noun phrase, its noun between marks: "two small red cars", "a pair of blue socks"."""
-        adjectives = " ".join(word for word in (self.size_word, self.colour) if word)
-        head, bar, noun = self.form[self.count > 1].rpartition("|")
-        words = f"{head}{adjectives} \x02{number}\x03{noun}\x04" if adjectives else f"{head}\x02{number}\x03{noun}\x04"
+        """The noun phrase, its noun between marks: "two small red cars", "a pair of big red socks", "a big bunch of red grapes"."""
+        head, _, noun = self.form[self.count > 1].rpartition("|")
+        order = (head, self.size_word, self.colour) if head.startswith("pair") else (self.size_word, head, self.colour)
+        words = " ".join([*(word.strip() for word in order if word), f"\x02{number}\x03{noun}\x04"])
         first = COUNT_WORDS[self.count] if self.count > 1 else article(_NOUN.sub(r"\2", words))
         return f"{first} {words}"
 
@@ -327,7 +328,8 @@ def _phrase(rng: random.Random, scene: Scene, unit: tuple[int, ...], settings: V
     colours, sizes = {item.colour for item in items}, {item.size for item in items}
     colour = items[0].colour if len(colours) == 1 and rng.random() < settings.colour else None
     size = items[0].size if len(sizes) == 1 and rng.random() < settings.size and items[0].size in SIZE_WORDS else None
-    return Phrase(form, len(unit), size, choose(rng, SIZE_WORDS[size]) if size else None, colour, unit)
+    size_words = [word for word in SIZE_WORDS[size] if (word, form[0]) not in _MISREAD] if size else [None]
+    return Phrase(form, len(unit), size, choose(rng, size_words), colour, unit)
 
 
 def _plain_relations(scene: Scene, units: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], str, tuple[int, ...]]]:

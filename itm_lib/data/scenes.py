@@ -110,9 +110,7 @@ def prepare(
     from itm_lib.features.region_encoder import extract_scenes  # features read this module
 
     folder = build(variant, size, seed, root, progress)
-    wanted = [*SPLITS, *(f"foils_{split}" for split in FOIL_SPLITS)]
-    if not all((folder / "regions" / f"{name}.h5").is_file() for name in wanted):
-        extract_scenes(folder, progress=progress)
+    extract_scenes(folder, progress=progress)  # keeps the files that it wrote before
     return folder
 
 
