@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from itm_lib.data.dataset import ImageCaptionDataset
-from itm_lib.evaluation.ranking import KS, RetrievalMetrics, ceiling, map_at_r, score_array
+from itm_lib.evaluation.ranking import KS, RetrievalMetrics, ceiling, checked_caption_to_image, map_at_r, score_array
 from itm_lib.evaluation.scenes import foil_accuracy, pointing_accuracy
 from itm_lib.evaluation.scoring import encode_dataset, open_for, similarity_matrix
 from itm_lib.files import InputError
@@ -52,10 +52,10 @@ def coco_1k_fivefold(scores: Tensor | np.ndarray, caption_to_image: Tensor | np.
                      fold_images: int = 1000) -> RetrievalMetrics:
     """COCO 1K: fold f is image rows 1000f … 1000f+999 with their own captions; each field is the mean over 5 folds."""
     _check_size("coco_1k_fivefold", scores, 5 * fold_images)
-    images = torch.as_tensor(caption_to_image)
+    images = checked_caption_to_image(caption_to_image, scores.shape)
     parts = []
     for first in range(0, 5 * fold_images, fold_images):
-        columns = ((images >= first) & (images < first + fold_images)).nonzero()[:, 0]
+        columns = np.flatnonzero((images >= first) & (images < first + fold_images))
         if not len(columns):
             raise InputError(f"coco_1k_fivefold: no caption belongs to image rows {first}..{first + fold_images - 1}")
         rows = scores[first : first + fold_images]

@@ -73,7 +73,7 @@ class RetrievalMetrics:
 def retrieval_ranks(scores: Tensor | np.ndarray, caption_to_image: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """0-based ranks (i2t of each image with captions, t2i of each caption); see the module's rules."""
     values = score_array(scores)
-    images = _caption_to_image(caption_to_image, values.shape)
+    images = checked_caption_to_image(caption_to_image, values.shape)
     own = values[images, np.arange(values.shape[1])]                     # (C,) the score of each true pair
     best = np.full(values.shape[0], -np.inf, dtype=values.dtype)         # (I,) the best of an image's captions
     np.maximum.at(best, images, own)
@@ -135,7 +135,7 @@ def ceiling(truth: Tensor | np.ndarray, caption_to_image: Tensor | np.ndarray) -
     chance min(1, K/R). Returns the expected i2t_r1 … t2i_r10 and rsum in percent, in closed form.
     """
     relevant = _truth(truth)
-    images = _caption_to_image(caption_to_image, relevant.shape)
+    images = checked_caption_to_image(caption_to_image, relevant.shape)
     false = int((~relevant[images, np.arange(len(images))]).sum())
     if false:
         raise InputError(f"truth says that {false} captions are false of their own image; build the dataset again")
@@ -182,7 +182,8 @@ def _truth(truth: Tensor | np.ndarray) -> np.ndarray:
     return relevant
 
 
-def _caption_to_image(caption_to_image: Tensor | np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def checked_caption_to_image(caption_to_image: Tensor | np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """``caption_to_image`` as int64 (C,), checked against a score matrix of ``shape`` (I, C)."""
     images = np.asarray(caption_to_image.cpu() if isinstance(caption_to_image, Tensor) else caption_to_image)
     if images.shape != (shape[1],):
         raise InputError(f"caption_to_image has the shape {images.shape} for {shape[1]} captions; one image a caption is needed")

@@ -17,7 +17,7 @@ from torch import Tensor
 from itm_lib.data.captions import Tokenizer
 from itm_lib.data.dataset import ImageCaptionDataset
 from itm_lib.data.regions import RegionStore
-from itm_lib.data.scenes import Scene
+from itm_lib.data.scene_pictures import Scene
 from itm_lib.evaluation.scoring import encode_images, encode_tokens, evaluating, open_for, pair_scores, paired_blocks
 from itm_lib.files import InputError, read_jsonl
 from itm_lib.models.base import Encoding, MatchingModel

@@ -137,10 +137,11 @@ def similarity_matrix(model: MatchingModel, images: Encoding, captions: Encoding
                     raise InputError(f"{type(model).__name__}.similarity gave the shape {tuple(block.shape)} for "
                                      f"{len(block_images)} images and {len(columns)} captions")
                 if scores is None:
-                    scores = torch.empty(len(images), len(captions), dtype=block.dtype)
+                    with torch.inference_mode(False):  # an ordinary tensor: the caller may do with it what he likes
+                        scores = torch.empty(len(images), len(captions), dtype=block.dtype)
                 scores[top : top + height, columns] = block.cpu()
                 bar.update(block.numel())
-    return scores.clone()  # made outside inference mode: the caller may do with it what he likes
+    return scores
 
 
 def pair_scores(model: MatchingModel, images: Encoding, captions: Encoding, image_rows: list[int], caption_rows: list[int],
@@ -150,15 +151,15 @@ def pair_scores(model: MatchingModel, images: Encoding, captions: Encoding, imag
     A model scores every image against every caption it is given, so the pairs go in small blocks and their diagonals
     are kept: 16 scores a wanted one, where the full matrix costs as many as there are captions.
     """
-    scores = torch.empty(len(image_rows))
+    blocks, diagonals = paired_blocks(captions, caption_rows), []
     with evaluating(model, device) as where:
-        for rows in paired_blocks(captions, caption_rows):
+        for rows in blocks:
             block_images = images.select([image_rows[row] for row in rows]).to(where)
             block_captions = captions.select([caption_rows[row] for row in rows]).to(where)
-            diagonal = model.similarity(block_images, block_captions).diagonal().cpu()
-            scores = scores.to(diagonal.dtype)
-            scores[rows] = diagonal
-    return scores.clone()
+            diagonals.append(model.similarity(block_images, block_captions).diagonal().cpu())
+    scores = torch.empty(len(image_rows), dtype=diagonals[0].dtype)
+    scores[sum(blocks, [])] = torch.cat(diagonals)
+    return scores
 
 
 def paired_blocks(captions: Encoding, caption_rows: list[int], size: int = _PAIR_BLOCK) -> list[list[int]]:

@@ -7,7 +7,7 @@ from made_for_evaluation import DIM, WORDS, ConstantModel, WordRegionModel, make
 
 from itm_lib.data.captions import Vocabulary
 from itm_lib.data.dataset import pad_tokens
-from itm_lib.data.scenes import Scene, SceneObject
+from itm_lib.data.scene_pictures import Scene, SceneObject
 from itm_lib.evaluation import evaluate, foil_accuracy, open_split, pointing_accuracy
 from itm_lib.files import InputError, read_jsonl, write_json, write_jsonl
 

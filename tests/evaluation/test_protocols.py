@@ -53,6 +53,13 @@ def test_scores_of_another_size_are_refused_in_one_line(protocol, images, shape)
                                 f"these scores are {shape[0]} x {shape[1]}")
 
 
+def test_a_caption_of_no_fold_is_refused():
+    with pytest.raises(InputError, match=r"^caption_to_image names image row 50, but the rows are 0..49$"):
+        coco_1k_fivefold(np.zeros((50, 250)), np.repeat(np.arange(1, 51), 5), fold_images=10)
+    with pytest.raises(InputError, match=r"^coco_1k_fivefold: no caption belongs to image rows 10..19$"):
+        coco_1k_fivefold(np.zeros((50, 250)), np.repeat(np.arange(50), 5) // 10 % 2, fold_images=10)
+
+
 @pytest.fixture(scope="module")
 def coco():
     """COCO's test ids in a shuffled order, and the package with its ground truth."""

@@ -1,13 +1,15 @@
 """The evaluator with the library's own models, from a folder to numbers."""
 
+import numpy as np
 import pytest
 import torch
-from made_for_evaluation import DIM, WORDS
+from made_for_evaluation import DIM, WORDS, write_regions
 from test_foils_and_pointing import add_foils, scene_folder
 
+from itm_lib.data import scenes
 from itm_lib.data.captions import Vocabulary
 from itm_lib.evaluation import encode_dataset, evaluate, open_split, pointing_accuracy, similarity_matrix
-from itm_lib.files import InputError
+from itm_lib.files import InputError, read_jsonl
 from itm_lib.models import Ensemble, build_model, load_model
 
 SIZES = {"embed_dim": 6, "word_dim": 5}
@@ -56,8 +58,8 @@ def test_everything_of_a_trained_and_saved_model(folder, tmp_path):
 
 @pytest.mark.parametrize("case", ["scan t-i AVG", "scan i-t AVG"])
 def test_scan_points_somewhere(tmp_path, case):
-    scenes = scene_folder(tmp_path / "scenes")
-    got = pointing_accuracy(made(case, Vocabulary.load(scenes / "vocabulary.json")), scenes)
+    folder = scene_folder(tmp_path / "scenes")
+    got = pointing_accuracy(made(case, Vocabulary.load(folder / "vocabulary.json")), folder)
     assert got["pointing"] in (0.0, pytest.approx(100 / 3), pytest.approx(200 / 3), 100.0) and 40 < got["pointing_chance"] < 50
 
 
@@ -77,3 +79,27 @@ def test_a_model_with_its_own_vocabulary_reads_the_captions_with_it(folder, tmp_
     model.save_pretrained(tmp_path / "model", Vocabulary.build(WORDS))
     Vocabulary.build(["zebra", *reversed(WORDS)]).save(folder / "vocabulary.json")  # other ids for the same words
     assert evaluate(load_model(tmp_path / "model")[0], folder) == expected
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """An embedded dataset of 30 test pictures; a region's features are its box and noise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(scenes.SIZES_OF_DATASET, "smoke", (20, 5, 30))
+        folder = scenes.build("default", "smoke", seed=0, root=tmp_path_factory.mktemp("scenes"), progress=False)
+    rows, rng = read_jsonl(folder / "scenes.jsonl"), np.random.default_rng(0)
+    for split in ("test", "foils_test"):
+        own = [row for row in rows if row["split"] == split]
+        boxes = [np.array([each["box"] for each in row["objects"]] + [[0, 0, 1, 1]], dtype=np.float32) for row in own]
+        features = [np.concatenate([each, rng.normal(size=(len(each), DIM - 4))], 1).astype(np.float32) for each in boxes]
+        write_regions(folder / "regions" / f"{split}.h5", [row["image_id"] for row in own], features, boxes)
+    return folder
+
+
+def test_the_embedded_dataset_is_read_whole(embedded):
+    got = evaluate(made("scan t-i AVG", Vocabulary.load(embedded / "vocabulary.json")), embedded)
+    sides = [f"foil_{kind}_{side}" for kind in ("object", "attribute", "relation") for side in ("caption", "picture")]
+    assert {*sides, "foil_mean", "pointing", "pointing_chance", "ceiling_rsum", "i2t_map_at_r"} <= set(got)
+    assert all(20 < got[side] < 80 for side in sides)        # an untrained model is near chance, 50
+    assert 10 < got["pointing_chance"] < 35 and got["pointing"] < 60  # one or two of 4 to 7 regions
+    assert 80 < got["ceiling_t2i_r1"] < 100 and got["t2i_r1"] < 20
