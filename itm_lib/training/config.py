@@ -33,7 +33,7 @@ def problem_line(error: ValidationError, names: Iterable[str], prefix: str = "")
     if problem["type"] == "missing":
         return f"{key!r} is missing; give it a value"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key} = {problem['input']!r}: {message[:1].lower()}{message[1:]}" if problem["loc"] else message
+    return f"{key} = {problem['input']!r}: {message[:1].lower()}{message[1:]}" if problem["loc"] else prefix.rstrip(".") + ": " + message
 
 
 class TrainConfig(BaseModel):
@@ -70,7 +70,7 @@ class TrainConfig(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise InputError(f"training settings: {problem_line(error, type(self).model_fields)}") from None
+            raise InputError(problem_line(error, type(self).model_fields, "train.")) from None
 
     @model_validator(mode="after")
     def _together(self) -> TrainConfig:

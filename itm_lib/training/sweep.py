@@ -1,0 +1,328 @@
+"""Sweeps: variants × seeds of a recipe, each run once, measured on val and at the very end on test, and written as results.
+
+::
+
+    name: spine
+    data: {name: openmoji_scenes, variant: default, size: quick, seed: 0}
+    seeds: [0, 1, 2]
+    base:
+      model: {method: scan, embed_dim: 64}
+      train: {epochs: 20}
+    variants:
+      ti_avg: {model: {direction: t2i}}            # laid over base
+      it_lse: {model: {direction: i2t, aggregation: lse}, train: {lr: 1e-3}}
+    ensembles:
+      both: [ti_avg, it_lse]                       # mean of the scores of the members' models of the same seed
+    labels: {ti_avg: SCAN t-i AVG}                 # what tables call a variant; its own name if left out
+    test: false                                    # while settings are being chosen: the test split stays shut
+
+A run lives in runs/sweeps/<name>/<variant>/seed<k>/. Its metrics.json holds a hash of its settings and data: a run that is
+done is kept, one whose settings or data changed is made again, one that was stopped goes on. When all seeds of a variant
+are done, results/<name>__<variant>.json is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from copy import deepcopy
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tqdm import tqdm
+
+from itm_lib.evaluation import evaluate
+from itm_lib.evaluation.report import Result, commit_id, write_result
+from itm_lib.files import InputError, data_dir, project_root, read_json, write_json, write_text
+from itm_lib.models import Ensemble, MatchingModel, load_model
+from itm_lib.training.config import nearest, problem_line
+from itm_lib.training.recipe import MODEL_FOLDER, DataSection, Recipe, read_yaml, run_recipe
+from itm_lib.training.state import sole_use
+from itm_lib.training.trainer import LAST
+
+METRICS, BEGUN = "metrics.json", "begun.json"
+CURVE = ("epoch", "loss", "collapsed_loss", "rsum", "map_at_r")      # of each epoch, to see whether a run converged
+RUN_FACTS = ("seconds", "train_seconds", "best_epoch", "curve", "warnings")
+DATA = ("regions/*.h5", "truth/*.json", "foils/*.jsonl", "scenes.jsonl")  # what the fingerprint takes besides the three texts
+LARGE = 2**26  # bytes: of larger files the fingerprint takes the size, not the content
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+class Sweep(BaseModel):
+    """A sweep file, checked. ``recipes[variant]`` is the recipe of a variant; the seed goes into its ``train.seed``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=NAME)
+    data: dict[str, Any]
+    base: dict[str, dict[str, Any]]
+    variants: dict[str, dict[str, Any] | None] = Field(min_length=1)
+    ensembles: dict[str, list[str]] = {}
+    seeds: list[int] = Field(min_length=1)
+    labels: dict[str, str] = {}
+    test: bool = True
+    profile: str = "course"
+
+    def recipe(self, variant: str, seed: int, where: str = "sweep") -> Recipe:
+        """The recipe of one run."""
+        content: dict[str, Any] = {"data": self.data, "model": {}, "train": {}}
+        for place, sections in (("base", self.base), (f"variants.{variant}", self.variants[variant] or {})):
+            for section, values in sections.items():
+                if section not in ("model", "train"):
+                    raise InputError(f"{where}: unknown key '{place}.{section}'; {nearest(section, ('model', 'train'))}")
+                if not isinstance(values, Mapping):
+                    raise InputError(f"{where}: '{place}.{section}' must be a mapping of names to values")
+                content[section] = {**content[section], **values}
+        if "seed" in content["train"]:
+            raise InputError(f"{where}: train.seed comes from 'seeds': leave it out")
+        content["train"]["seed"] = seed
+        return Recipe.parse(content, f"{where}, variant {variant}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: where it lives, what it is, and the hash that says whether it is done."""
+
+    variant: str
+    seed: int
+    folder: Path
+    data: Path
+    recipe: dict[str, Any]
+    digest: str
+    test: bool
+    members: tuple[Job, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant} seed {self.seed}"
+
+    @property
+    def done(self) -> dict[str, Any] | None:
+        """What metrics.json holds, if this very run is finished; None if it is not, or is another."""
+        path = self.folder / METRICS
+        content = read_json(path) if path.is_file() else {}
+        return content if content.get("hash") == self.digest and ("test" in content or not self.test) else None
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """The sweep in ``path``, every variant of it checked. A wrong key or value is one line (:class:`InputError`)."""
+    where = str(path)
+    content = read_yaml(Path(path))
+    if not isinstance(content, Mapping):
+        raise InputError(f"{where} must be a mapping with the keys {', '.join(Sweep.model_fields)}")
+    try:
+        sweep = Sweep.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{where}: {problem_line(error, Sweep.model_fields)}") from None
+    if len(set(sweep.seeds)) != len(sweep.seeds):
+        raise InputError(f"{where}: a seed is listed twice")
+    for variant in sweep.variants:
+        sweep.recipe(variant, sweep.seeds[0], where)
+    _check_names(sweep, where)
+    return sweep
+
+
+def _check_names(sweep: Sweep, where: str) -> None:
+    for name in [*sweep.variants, *sweep.ensembles]:
+        if not re.match(NAME, name):
+            raise InputError(f"{where}: {name!r} cannot name a folder: use letters, digits, '_', '-' and '.'")
+    for name in sweep.labels:
+        if name not in sweep.variants and name not in sweep.ensembles:
+            raise InputError(f"{where}: unknown key 'labels.{name}'; {nearest(name, [*sweep.variants, *sweep.ensembles])}")
+    for name, members in sweep.ensembles.items():
+        if name in sweep.variants or len(members) < 2:
+            raise InputError(f"{where}: ensemble {name!r} needs a name of its own and at least two variants")
+        for member in members:
+            if member not in sweep.variants:
+                raise InputError(f"{where}: ensemble {name!r} has no variant {member!r}; {nearest(member, sweep.variants)}")
+
+
+def run_sweep(path: str | Path, jobs: int = 1, out: str | Path | None = None, runs: str | Path | None = None,
+              fresh: bool = False, progress: bool = True) -> list[Path]:
+    """Run what is not done yet of the sweep ``path``, ``jobs`` runs at a time, and write a result file a variant.
+
+    ``out``: folder of the results (default data/results); ``runs``: folder of the runs (default runs/sweeps);
+    ``fresh`` makes every run again. Each run is one process on one thread, so its numbers do not depend on ``jobs``.
+    A failed run does not stop the others; at the end one line (:class:`InputError`) names it. Returns the result files.
+    """
+    sweep = load_sweep(path)
+    if jobs < 1:
+        raise InputError(f"jobs is {jobs}: at least one run at a time is needed")
+    out = Path(out) if out is not None else data_dir() / "results"
+    home = (Path(runs) if runs is not None else project_root() / "runs" / "sweeps") / sweep.name
+    command = f"itm sweep {_shown(Path(path))}"
+    with sole_use(home):
+        data = _data(sweep).prepare(progress)
+        trained, ensembles = plan(sweep, home, data)
+        if fresh:
+            for job in trained + ensembles:
+                for name in (METRICS, BEGUN):
+                    (job.folder / name).unlink(missing_ok=True)
+        failures: list[str] = []
+        with tqdm(total=len(trained) + len(ensembles), desc=f"sweep {sweep.name}", unit="run", disable=not progress) as bar:
+            for stage, work in ((trained, run_job), (ensembles, run_ensemble)):
+                todo = [job for job in stage if not job.done and all(member.done for member in job.members)]
+                bar.update(sum(1 for job in stage if job.done))
+                _run_all(todo, work, jobs, bar, failures)
+        written = write_results(sweep, trained + ensembles, out, command)
+    if failures:
+        more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+        raise InputError(f"sweep {sweep.name}: {failures[0]}{more}; the other runs are kept, start it again to go on")
+    return written
+
+
+def plan(sweep: Sweep, home: Path, data: Path) -> tuple[list[Job], list[Job]]:
+    """All runs of a sweep: those that are trained, seed by seed, and the ensembles of them."""
+    data_hash = fingerprint(data)
+    trained, ensembles = [], []
+    for seed in sweep.seeds:
+        for variant in sweep.variants:
+            recipe = sweep.recipe(variant, seed).resolved()
+            folder = home / variant / f"seed{seed}"
+            trained.append(Job(variant, seed, folder, data, recipe, _digest(recipe, data_hash), sweep.test))
+        own = {job.variant: job for job in trained if job.seed == seed}
+        for name, members in sweep.ensembles.items():
+            parts = [own[member] for member in members]
+            recipe = {"ensemble": {member: own[member].recipe for member in members}}
+            folder, digest = home / name / f"seed{seed}", _digest(*(job.digest for job in parts))
+            ensembles.append(Job(name, seed, folder, data, recipe, digest, sweep.test, tuple(parts)))
+    return trained, ensembles
+
+
+def run_job(job: Job) -> None:
+    """Train one run, measure it, and write its metrics.json; a run that was stopped goes on."""
+    started = time.perf_counter()
+    begun = job.folder / BEGUN
+    resume = begun.is_file() and read_json(begun).get("hash") == job.digest
+    if not resume:
+        (job.folder / LAST).unlink(missing_ok=True)
+        write_json(begun, {"hash": job.digest})
+    run = run_recipe(Recipe.parse(job.recipe), job.folder, resume, progress=False, data=job.data)
+    curve = [{name: round(row[name], 4) for name in CURVE if name in row} for row in run.history.epochs]
+    facts = {"train_seconds": run.history.epochs[-1]["seconds"], "best_epoch": run.history.best["epoch"], "curve": curve,
+             "warnings": [row["message"] for row in run.history.of("warning")]}
+    _write_metrics(job, run.model, run.metrics, started, facts)
+
+
+def run_ensemble(job: Job) -> None:
+    """Measure the mean of the members' scores and write metrics.json."""
+    started = time.perf_counter()
+    model = Ensemble([load_model(member.folder / MODEL_FOLDER)[0] for member in job.members])
+    _write_metrics(job, model, evaluate(model, job.data, split="val"), started, {})
+
+
+def _write_metrics(job: Job, model: MatchingModel, val: dict[str, float], started: float, facts: dict[str, Any]) -> None:
+    measured = {"val": val}
+    if job.test:  # the last thing that happens to a run
+        measured["test"] = evaluate(model, job.data, split="test")
+    seconds = max(time.perf_counter() - started, facts.get("train_seconds", 0))  # a run that went on trained before, too
+    write_json(job.folder / METRICS, {
+        "hash": job.digest, "variant": job.variant, "seed": job.seed, "recipe": job.recipe, "commit": commit_id(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": round(seconds, 3), **facts, **measured})
+
+
+def write_results(sweep: Sweep, jobs: list[Job], out: Path, command: str) -> list[Path]:
+    """One result file for each variant whose runs are all done: a Result for val and one for test, a value a seed."""
+    data = _data(sweep)
+    written = []
+    for variant in [*sweep.variants, *sweep.ensembles]:
+        own = [job for job in jobs if job.variant == variant]
+        runs = [job.done for job in own]
+        if not all(runs):
+            continue
+        config = deepcopy({name: value for name, value in own[0].recipe.items() if name != "data"})
+        config.get("train", {}).pop("seed", None)
+        config["parameters"] = runs[0]["parameters"]
+        config["runs"] = [{name: run[name] for name in RUN_FACTS if name in run} for run in runs]
+        about = {
+            "model": sweep.labels.get(variant, variant), "dataset": data.label,
+            "variant": f"{data.variant}-{data.size}" if data.name else "", "seeds": sweep.seeds, "profile": sweep.profile,
+            "config": config, "command": command, "seconds": round(sum(run["seconds"] for run in runs), 3),
+            "commit": " ".join(dict.fromkeys(run["commit"] for run in runs)),
+        }
+        splits = ("val", "test") if sweep.test else ("val",)
+        results = [Result.from_runs([run[split] for run in runs], split=split, **about) for split in splits]
+        written.append(write_result(out / f"{sweep.name}__{variant}.json", results))
+    return written
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of what a dataset folder holds: small files by content, large ones by size."""
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    needed = [folder / name for name in ("captions.jsonl", "splits.json", "vocabulary.json")]
+    for path in [*needed, *sorted(path for pattern in DATA for path in folder.glob(pattern))]:
+        if not path.is_file():
+            raise InputError(f"{folder} is no dataset folder, it has no {path.name}: make it first, for example with 'itm data'")
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}:{size}".encode())
+        if size <= LARGE:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _run_all(todo: list[Job], work: Any, jobs: int, bar: tqdm, failures: list[str]) -> None:
+    """``work(job)`` for all of ``todo`` in ``jobs`` processes; what fails is told in ``failures``."""
+    if not todo:
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in mid-work
+    with ProcessPoolExecutor(min(jobs, len(todo)), context, _start_worker) as pool:
+        waiting = {pool.submit(work, job): job for job in todo}
+        try:
+            for future in as_completed(waiting):
+                job, error = waiting[future], future.exception()
+                if error is not None:
+                    failures.append(_failure(job, error))
+                bar.set_postfix_str(job.name)
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _failure(job: Job, error: BaseException) -> str:
+    """One line about a failed run; the traceback of what is no wrong input goes to error.txt in the run's folder."""
+    if isinstance(error, InputError):
+        return f"{job.name} failed: {error}"
+    write_text(job.folder / "error.txt", "".join(traceback.format_exception(error)))
+    return f"{job.name} failed with {type(error).__name__}, see {job.folder / 'error.txt'}"
+
+
+def _start_worker() -> None:
+    """One thread a run, and no run that outlives the sweep."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _data(sweep: Sweep) -> DataSection:
+    return sweep.recipe(next(iter(sweep.variants)), sweep.seeds[0]).data
+
+
+def _shown(path: Path) -> str:
+    """The path as a command shows it: from the checkout, where it lies in it."""
+    path = path.resolve()
+    root = project_root().resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
