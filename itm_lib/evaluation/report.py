@@ -272,4 +272,5 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
         {"selector": "td", "props": "text-align: right; padding: 3px 10px; font-variant-numeric: tabular-nums"},
         {"selector": "tbody tr:nth-child(even)", "props": "background-color: rgba(128, 128, 128, 0.08)"},
     ]
-    return table.style.set_caption(caption or None).set_table_styles(rules)
+    look = table.style.set_table_styles(rules)
+    return look.set_caption(caption) if caption else look

@@ -143,6 +143,7 @@ def test_a_damaged_paper_file_is_one_line(tmp_path, text, line):
 
 def test_styled_keeps_the_values_and_adds_a_caption():
     table = results_table([result()], ["rsum"])
+    assert "<caption" not in styled(table).to_html()
     html = styled(table, "Test of 200 pictures").to_html()
     assert "505.0 ± 7.1" in html and "<caption>Test of 200 pictures</caption>" in html
 
