@@ -48,7 +48,7 @@ def load_model(folder: str | Path) -> tuple[MatchingModel, Vocabulary | None]:
     folder = resolve_folder(folder)
     method, values = read_config(folder)
     if method == Ensemble.name:
-        model = Ensemble([load_model(folder / str(number))[0] for number in range(values["members"])]).eval()
+        model = Ensemble([load_model(folder / str(number))[0] for number in range(values.get("members", 0))]).eval()
     else:
         model = model_classes(method)[0].from_pretrained(folder)
     return model, model.vocabulary

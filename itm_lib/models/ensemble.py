@@ -62,3 +62,7 @@ class Ensemble(MatchingModel):
             model.save_pretrained(folder / str(number), vocabulary if vocabulary is not None else self.vocabulary)
         extra = {"metadata": metadata} if metadata else {}
         write_json(folder / "config.json", {"method": self.name, "config": {"members": len(self.models)}, **extra})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Ensemble:
+        raise InputError(f"{folder}: an ensemble's members can be of any method; load it with models.load_model")

@@ -122,6 +122,8 @@ def load_scan(parts: dict[str, State], options: Mapping[str, Any], config: Mappi
     values = {**translate_options(named, SCAN_OPTIONS, SCANConfig.model_fields, where), **shapes,
               **translate_options(config, SCAN_OPTIONS, SCANConfig.model_fields, where)}
     model = SCAN(checked_config(SCANConfig, {"compat": "official", **values}, where))
+    if image.get("fc.weight_g", torch.empty(0)).numel() == 1:
+        image = {**image, "fc.weight_g": image["fc.weight_g"].reshape(())}  # older torch kept it as a vector of one
     state = {f"image.{WEIGHT_NORM.get(key, key)}": value for key, value in image.items()}
     return filled(model, {**state, **{f"text.{key}": value for key, value in text.items()}}, where)
 
