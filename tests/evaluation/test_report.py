@@ -62,7 +62,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize("damage, line", [
     (lambda text: text[: len(text) // 2], "is not valid JSON"),
     (lambda text: text.replace('"schema": 1', '"schema": 7'), "is not a result of schema 1: schema: Input should be 1; make it again"),
-    (lambda text: text.replace('"model"', '"modell"'), "is not a result of schema 1: model: Field required; make it again"),
+    (lambda text: text.replace('"model"', '"mdl"'), "is not a result of schema 1: model: Field required; make it again"),
     (lambda text: text.replace('"seeds": [\n  0,', '"seeds": ['), "metric rsum has 2 values for 1 seeds; make it again"),
     (lambda text: "[3]", "is not a result of schema 1: the whole: "),
 ])
