@@ -43,7 +43,8 @@ def mathml(tex: str, display: str) -> str:
     for name, known in UNKNOWN_TEX.items():
         tex = tex.replace(name, known)
     try:
-        return convert(tex, display=display)
+        # HTML knows <math> without a namespace, which nbconvert's handling of headings would turn into a prefix
+        return convert(tex, display=display).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "", 1)
     except Exception:  # the converter's dozen error classes have no common base
         return f"<code>{escape(tex)}</code>"
 

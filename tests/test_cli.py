@@ -1,0 +1,142 @@
+"""The command line: quick to start, one line for an error, and a model from recipe to report."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import typer
+from pydantic import BaseModel
+
+from itm_lib import cli
+from itm_lib.data import Vocabulary
+from itm_lib.data.regions import RegionWriter
+from itm_lib.evaluation.report import read_results
+from itm_lib.files import write_json, write_jsonl, write_text
+
+WORDS = ["dog", "cat", "boat", "tree", "lamp", "bread"]
+RECIPE = """data: {{folder: {folder}}}
+model: {{method: vse, embed_dim: 8, word_dim: 8}}
+train: {{epochs: 2, batch_size: 6, seed: 3}}
+"""
+
+
+@pytest.fixture
+def itm(capsys):
+    """``itm(*arguments)`` is (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        try:
+            cli.main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A dataset of 12 / 6 / 6 pictures, each with one region that shows one of six words."""
+    folder = tmp_path_factory.mktemp("data")
+    rng, captions, splits = np.random.default_rng(0), [], {}
+    looks = rng.normal(size=(len(WORDS), 4)).astype(np.float32)
+    for split, count in {"train": 12, "val": 6, "test": 6}.items():
+        splits[split] = [f"{split}{number}" for number in range(count)]
+        with RegionWriter(folder / "regions" / f"{split}.h5", splits[split], 1, 4, "test") as writer:
+            for row, image_id in enumerate(splits[split]):
+                writer.write(row, looks[row % 6][None], np.array([[0, 0, 1, 1]], dtype=np.float32))
+                captions.append({"caption_id": image_id, "image_id": image_id, "text": f"a {WORDS[row % 6]}", "split": split})
+    write_jsonl(folder / "captions.jsonl", captions)
+    write_json(folder / "splits.json", splits)
+    Vocabulary.build(row["text"] for row in captions if row["split"] == "train").save(folder / "vocabulary.json")
+    return folder
+
+
+def test_help_names_every_command_and_loads_nothing_heavy():
+    script = "import sys\nfrom itm_lib import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nassert not {'torch', 'papermill', 'pandas'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in ("course", "data", "train", "sweep", "evaluate", "report"):
+        assert f"  {command} " in done.stdout
+
+
+def test_every_command_and_option_says_what_it_is():
+    commands = typer.main.get_command(cli.app).commands
+    for command in [*commands.values(), *commands["data"].commands.values()]:
+        assert command.help
+        for parameter in command.params:
+            assert parameter.help, f"{command.name} {parameter.name}"
+
+
+@pytest.mark.parametrize("arguments, line", [
+    (["data", "check", "nowhere"], "no dataset folder nowhere: make it first, for example with 'itm data scenes'"),
+    (["evaluate", "nowhere", "--data", "nowhere"], "no model folder nowhere: check the path, or train and save a model first"),
+    (["sweep", "nowhere.yaml"], "no file nowhere.yaml: check the path"),
+    (["report", "nowhere"], "no results at nowhere: run what makes them first, or give a folder, a file or a pattern"),
+])
+def test_user_error_is_one_line_and_code_2(arguments, line, itm):
+    assert itm(*arguments) == (2, "", f"itm: {line}\n")
+
+
+@pytest.mark.parametrize("arguments", [["data", "scenes", "--size", "huge"], ["data", "scenes", "--variant", "defalt"],
+                                       ["train", "vse_", "--out", "x"]])
+def test_unknown_name_is_one_line(arguments, itm):
+    code, out, err = itm(*arguments)
+    assert (code, out) == (2, "") and err.startswith("itm: ") and err.count("\n") == 1
+
+
+def test_pydantic_error_is_one_line(itm, monkeypatch):
+    class Recipe(BaseModel, extra="forbid"):
+        epochs: int
+
+    monkeypatch.setattr("itm_lib.evaluation.report.read_results", lambda _: Recipe(epochs="many", epoch=3))
+    code, out, err = itm("report")
+    assert (code, out) == (2, "")
+    assert err == ("itm: Recipe: epochs = 'many': input should be a valid integer, unable to parse string as an integer; "
+                   "unknown 'epoch'\n")
+
+
+def test_stopping_is_no_traceback(itm, monkeypatch):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("itm_lib.evaluation.report.read_results", stop)
+    code, out, err = itm("report")
+    assert code == 130 and "Traceback" not in err
+
+
+def test_check_tells_what_a_dataset_holds(itm, folder):
+    code, out, _ = itm("data", "check", folder)
+    assert code == 0
+    assert out.splitlines() == [f"{split}: {n} images, {n} captions, 1 to 1 regions of 4 numbers"
+                                for split, n in (("train", 12), ("val", 6), ("test", 6))]
+
+
+def test_check_names_what_is_damaged(itm, folder, tmp_path):
+    for path in ("captions.jsonl", "splits.json", "vocabulary.json"):
+        (tmp_path / path).write_bytes((folder / path).read_bytes())
+    store = (folder / "regions" / "train.h5").read_bytes()
+    (tmp_path / "regions").mkdir()
+    (tmp_path / "regions" / "train.h5").write_bytes(store[: len(store) // 2])
+    code, out, err = itm("data", "check", tmp_path)
+    assert (code, out) == (2, "") and "train.h5" in err and err.count("\n") == 1
+
+
+def test_train_evaluate_report(itm, folder, tmp_path):
+    write_text(tmp_path / "recipe.yaml", RECIPE.format(folder=folder.as_posix()))
+    run, result = tmp_path / "run", tmp_path / "results" / "vse.json"
+    code, out, err = itm("train", tmp_path / "recipe.yaml", "--out", run, "--set", "train.epochs=1")
+    assert code == 0, err
+    assert "rsum" in out
+    code, out, err = itm("evaluate", run / "model", "--data", folder, "--split", "val", "--out", result)
+    assert code == 0, err
+    stored = read_results(result)[0]
+    assert (stored.split, stored.seeds, stored.config["train"]["epochs"]) == ("val", [3], 1)
+    assert f"{'rsum':24} {stored.metrics['rsum'].mean:8.2f}" in out.splitlines()
+    code, out, err = itm("report", result)
+    assert code == 0, err
+    assert f"{stored.metrics['rsum'].mean:.1f}" in out
+    code, _, err = itm("train", tmp_path / "recipe.yaml", "--out", run, "--set", "train.epohcs=1")
+    assert code == 2 and "epochs" in err and err.count("\n") == 1
