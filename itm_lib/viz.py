@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
@@ -40,7 +41,7 @@ def style() -> None:
         "axes.prop_cycle": plt.cycler(color=COLOURS), "lines.linewidth": 1.6, "image.cmap": "viridis",
         "axes.grid": False, "grid.color": "#DDDDDD", "axes.axisbelow": True,
     })
-    plt.get_backend()  # in a notebook this turns the inline display of figures on
+    plt.switch_backend(plt.get_backend())  # in a notebook this turns the display of figures on, which else waits for pyplot
 
 
 def captioned_pictures(pictures: Sequence[Any], captions: Sequence[str], columns: int = 4, width: float = 2.4) -> Figure:
@@ -350,3 +351,109 @@ def _score_axes(ax: Axes, rows: int, columns: int, pictures: Sequence[Any] | Non
         for row, picture in enumerate(pictures):
             _picture(ax.inset_axes([-1.62, row - 0.46, 0.92, 0.92], transform=ax.transData), picture)
     ax.tick_params(length=0)
+
+
+# ---- 01 From pixels to regions -------------------------------------------------------------------------------------------
+
+KINDS = {"object": (BLUE, "-", 2.2), "part": (ORANGE, (0, (4, 2)), 1.8), "background": (BLACK, (0, (1, 1.5)), 1.6)}
+
+
+def region_boxes(pictures: Sequence[Any], boxes: Sequence[Any], kinds: Sequence[Sequence[str]] | None = None,
+                 names: Sequence[Sequence[str]] | None = None, width: float = 3.0) -> Figure:
+    """Pictures side by side with their boxes. ``kinds`` ("object", "part" or "background" a box) gives each its line.
+
+    ``boxes`` holds (R, 4) a picture; ``names`` writes a word at the upper edge of each box.
+    """
+    figure, axes = _grid(1, len(pictures), (len(pictures) * width, width + (0.3 if kinds is not None else 0)))
+    for number, (ax, picture) in enumerate(zip(axes.flat, pictures)):
+        height, breadth = _picture(ax, picture)
+        for region, box in enumerate(np.asarray(boxes[number], dtype=float) * [breadth, height, breadth, height]):
+            colour, line, thick = KINDS[kinds[number][region] if kinds is not None else "object"]
+            halo = [withStroke(linewidth=thick + 1.6, foreground="white")]
+            _box(ax, box, fill=False, edgecolor=colour, linestyle=line, linewidth=thick, path_effects=halo)
+            if names is not None:
+                ax.text(box[0] + 1, box[1] + 1, names[number][region], fontsize=8, va="top",
+                        bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.8})
+        ax.set(xlim=(-0.5, breadth - 0.5), ylim=(height - 0.5, -0.5))
+    if kinds is not None:
+        used = [kind for kind in KINDS if any(kind in row for row in kinds)]
+        lines = [Line2D([], [], color=KINDS[kind][0], linestyle=KINDS[kind][1], linewidth=KINDS[kind][2]) for kind in used]
+        figure.legend(lines, used, loc="outside lower center", ncols=len(used))
+    return figure
+
+
+def crop_grid(crops: Any, texts: Sequence[str] | None = None, right: Sequence[bool] | None = None, columns: int = 8,
+              width: float = 1.15) -> Figure:
+    """Crops (n, H, W, 3) in a grid, each with a text of one or two lines below.
+
+    ``right`` adds a sign and a frame to each: right or wrong.
+    """
+    columns = min(columns, len(crops))
+    rows = -(-len(crops) // columns)
+    lines = max((text.count("\n") + 1 for text in texts), default=0) if texts is not None else 0
+    figure, axes = _grid(rows, columns, (columns * width, rows * (width + 0.17 * lines)))
+    for number, ax in enumerate(axes.flat):
+        if number >= len(crops):
+            ax.set_axis_off()
+            continue
+        _picture(ax, crops[number])
+        text, colour = texts[number] if texts is not None else "", BLACK
+        if right is not None:
+            sign, colour, line = ("✓ ", GREEN, "-") if right[number] else ("✗ ", RED, (0, (3, 2)))
+            _frame(ax, colour, line)
+            text = sign + text
+        ax.set_xlabel(text, fontsize=8, color=colour)
+    return figure
+
+
+def encoder_curve(history: Sequence[Mapping[str, float]], blind: float | None = None) -> Figure:
+    """The loss (left) and the held-out accuracies (right) of a region encoder, by epoch.
+
+    ``history``: the rows of :func:`itm_lib.features.region_encoder.train_region_encoder`. ``blind`` draws the loss of a
+    network that does not look at its crop.
+    """
+    figure = Figure(figsize=(9.2, 3.0), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    left.plot(epochs, [row["loss"] for row in history], "o-", markersize=4, color=BLUE, label="this encoder")
+    if blind is not None:
+        left.axhline(blind, color=BLACK, linestyle="--", linewidth=1.2, label="blind: knows the frequencies alone")
+    for (name, marker), colour in zip({"object": "o", "background": "s", "colour": "^"}.items(), COLOURS):
+        right.plot(epochs, [row[name] for row in history], f"{marker}-", markersize=4, color=colour, label=name)
+    left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+    right.set(xlabel="epoch", ylabel="held-out accuracy (%)", ylim=(0, 103))
+    for ax in (left, right):
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(axis="y")
+        ax.legend(loc="best")
+    return figure
+
+
+def feature_map(points: Any, groups: Sequence[str], others: str = "other", title: str = "") -> Figure:
+    """Points (n, 2) in a plane, a colour and a marker a group; those of the group ``others`` are small and grey."""
+    points, groups = np.asarray(points, dtype=float), np.asarray(groups)
+    figure = Figure(figsize=(7.6, 5.0), layout="constrained")
+    ax = figure.subplots()
+    ax.plot(*points[groups == others].T, ".", color=GREY, alpha=0.4, markersize=4, label=others, linestyle="none")
+    names = [name for name in dict.fromkeys(groups.tolist()) if name != others]
+    for number, name in enumerate(sorted(names)):
+        ax.plot(*points[groups == name].T, "os^DvP"[number % 6], color=COLOURS[number % len(COLOURS)], markersize=5, alpha=0.85,
+                label=name, linestyle="none")
+    ax.set(xticks=[], yticks=[], xlabel="t-SNE, first axis", ylabel="t-SNE, second axis", title=title)
+    figure.legend(loc="outside right center")
+    return figure
+
+
+def probe_bars(accuracies: Mapping[str, float], baselines: Mapping[str, float]) -> Figure:
+    """Accuracy in percent of each probe as a bar; the black tick is its baseline: always the most frequent answer."""
+    figure = Figure(figsize=(8.4, 0.8 + 0.36 * len(accuracies)), layout="constrained")
+    ax = figure.subplots()
+    places = range(len(accuracies))
+    bars = ax.barh(places, list(accuracies.values()), 0.7, color=SKY)
+    ax.bar_label(bars, fmt="%.0f", padding=3)
+    ax.plot([baselines[name] for name in accuracies], places, "|", color=BLACK, markersize=16, markeredgewidth=2.5,
+            linestyle="none", label="always the most frequent answer")
+    ax.set_yticks(places, list(accuracies))
+    ax.set(xlabel="val accuracy of a linear probe (%)", xlim=(0, 108), ylim=(len(accuracies) - 0.5, -0.5))
+    figure.legend(loc="outside lower center")
+    return figure
