@@ -152,7 +152,7 @@ def load_checkpoint(path: Path, run: dict[str, Any]) -> tuple[Progress, History,
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         found = json.loads(content["run"])
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+    except (pickle.UnpicklingError, zipfile.BadZipFile, OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
         why = str(error).split("\n")[0][:100]
         raise InputError(f"{path} is no checkpoint of a training run, or is damaged ({why}): remove it to start again") from None
     for key, there, here in differences(found, run):

@@ -132,7 +132,8 @@ class Trainer:
         """Take accelerate's wrapping off the model, so that another trainer, or none, can have it."""
         self._accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.model.__dict__.pop("_is_accelerate_prepared", None)
-        self._accelerator.free_memory()
+        for name in ("_accelerator", "_wrapped", "_optimizer"):  # they hold the optimizer's memory
+            self.__dict__.pop(name, None)
         self.model.eval()
 
     def _load_best(self) -> None:
@@ -353,6 +354,9 @@ def make_accelerator(precision: str) -> Accelerator:
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     try:
-        return Accelerator(mixed_precision=precision)
+        accelerator = Accelerator(mixed_precision=precision)
     except ValueError as error:
         raise InputError(f"precision {precision} does not work here ({error}): use bf16 or no") from None
+    if accelerator.native_amp != (precision != "no"):  # accelerate would go on in float32 without a word
+        raise InputError(f"precision {precision} does not work on {accelerator.device.type}: use bf16 or no")
+    return accelerator

@@ -11,12 +11,13 @@ from itm_lib.data import Vocabulary, open_split
 from itm_lib.data.regions import RegionWriter
 from itm_lib.files import write_json, write_jsonl
 
-NOUNS = ["dog", "cat", "boat", "tree", "lamp", "bread", "chair", "apple", "train", "bird", "shoe", "clock"]
+NOUNS = ["dog", "cat", "boat", "tree", "lamp", "bread", "chair", "apple", "train", "bird", "shoe", "clock", "house", "fish",
+         "crown", "glove", "spoon", "guitar", "horse", "book"]
 DIM = 16
 
 
 def write_dataset(folder: Path, sizes: dict[str, int], seed: int = 0) -> Path:
-    """A dataset folder whose pictures hold 2 or 3 of 12 nouns, with two captions each that name them."""
+    """A dataset folder whose pictures hold 2 or 3 of 20 nouns, with two captions each that name them."""
     rng = np.random.default_rng(seed)
     looks = rng.normal(size=(len(NOUNS), DIM)).astype(np.float32)
     captions, splits = [], {}
