@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from itm_lib.evaluation.ranking import RetrievalMetrics, ceiling, map_at_r
+from itm_lib.features.region_encoder import overlap
 from itm_lib.losses import hinge_loss
 from itm_lib.models.base import Encoding
 from itm_lib.models.layers import l2norm
@@ -170,6 +171,71 @@ def check_recall_ceiling(answer: Callable[[Tensor, int], float]) -> None:
         best = ceiling(true, owners)
         expect(answer, (true, k), best[f"t2i_r{k}"], f"a random 25 × 40 truth, k = {k}",
                {"average over the captions (the columns), they are the queries of t2i": float((k / true.sum(1)).clamp(max=1).mean() * 100)})
+    right(answer)
+
+
+# ---- 01 From pixels to regions ------------------------------------------------------------------------------------------
+
+def check_pooled_convolution(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """``answer(picture (H, W), kernel (k, k))``: slide the kernel over the picture, ReLU, then the mean of all places."""
+    def pooled(picture: Tensor, kernel: Tensor, relu: bool = True, pad: int = 0) -> Tensor:
+        values = torch.nn.functional.conv2d(picture[None, None], kernel[None, None], padding=pad)
+        return (values.relu() if relu else values).mean()
+
+    picture = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0]])
+    expect(answer, (picture, torch.tensor([[1.0, -1.0], [0.0, 0.0]])), 1.0, "a picture of 2 × 3 and a kernel of 2 × 2",
+           {"ReLU makes negative values 0, before the mean": 0.5,
+            "that is the largest place, or the sum of all; the mean over the places is asked for": 2.0,
+            "a convolution layer does not flip its kernel": pooled(picture, torch.tensor([[0.0, 0.0], [-1.0, 1.0]]))})
+    expect(answer, (-picture, torch.tensor([[1.0]])), 0.0, "a picture without a positive value and a kernel of one 1",
+           {"ReLU makes negative values 0, before the mean": float(-picture.mean())})
+    for seed in range(3):
+        picture, kernel = torch.randn(7, 9, generator=_seed(seed)), torch.randn(3, 3, generator=_seed(seed + 10))
+        expect(answer, (picture, kernel), pooled(picture, kernel), "a random picture of 7 × 9 and a kernel of 3 × 3",
+               {"ReLU belongs between the convolution and the mean": pooled(picture, kernel, relu=False),
+                "ReLU comes before the mean, not after it": pooled(picture, kernel, relu=False).relu(),
+                "the kernel stays inside the picture: 5 × 7 places, no padding": pooled(picture, kernel, pad=1),
+                "a convolution layer does not flip its kernel": pooled(picture, kernel.flip(0, 1))})
+    right(answer)
+
+
+def check_box_iou(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """``answer(boxes (n, 4), others (m, 4))``: intersection over union of every pair, (n, m)."""
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5]])
+    others = torch.tensor([[0.25, 0.0, 0.75, 0.5], [0.6, 0.6, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    expect(answer, (boxes, others), [[1 / 3, 0.0, 0.25]], "a box that overlaps one box, misses one and lies in one",
+           {"boxes that miss each other share nothing: cut negative sides to 0": [[1 / 3, 0.01 / 0.4, 0.25]],
+            "the union counts what is shared once: area + area - intersection": [[0.25, 0.0, 0.2]],
+            "that is the share of the first box; divide by the union": [[0.5, 0.0, 1.0]],
+            "that is the intersection; divide it by the union": [[0.125, 0.0, 0.25]]})
+    for seed in range(3):
+        corners = [torch.rand(n, 2, 2, generator=_seed(seed + n)).sort(1).values.reshape(n, 4) for n in (5, 8)]
+        expect(answer, corners, overlap(*(part.numpy() for part in corners))[0], "5 and 8 random boxes")
+    right(answer)
+
+
+def check_nearest_regions(answer: Callable[[Tensor, Tensor, int], Tensor]) -> None:
+    """``answer(features (N, D), owners (N,), k)``: the k nearest regions of other pictures by cosine, nearest first, (N, k)."""
+    def nearest(features: Tensor, owners: Tensor, k: int, cosine: bool = True, others: bool = True, flip: bool = False) -> Tensor:
+        unit = l2norm(features, 1) if cosine else features
+        scores = unit @ unit.T
+        if others:
+            scores = scores.masked_fill(owners[:, None] == owners[None, :], torch.inf if flip else -torch.inf)
+        return scores.topk(k, dim=1, largest=not flip).indices
+
+    features = torch.tensor([[1.0, 0.1], [1.0, 0.0], [0.9, 0.2], [4.0, 4.0], [0.0, 1.0]])
+    owners = torch.tensor([0, 0, 1, 2, 2])
+    mistakes = {
+        "a region's own picture does not count: look for regions with another owner": nearest(features, owners, 1, others=False),
+        "compare directions: divide each vector by its length first": nearest(features, owners, 1, cosine=False),
+        "those are the farthest; a large cosine is near": nearest(features, owners, 1, flip=True)}
+    expect(answer, (features, owners, 1), nearest(features, owners, 1), "five regions of three pictures, k = 1", mistakes)
+    for seed, k in ((0, 1), (1, 3), (2, 5)):
+        random, owners = torch.randn(24, 6, generator=_seed(seed)), torch.arange(24) // 4
+        expect(answer, (random, owners, k), nearest(random, owners, k), f"24 random regions of six pictures, k = {k}",
+               {"compare directions: divide each vector by its length first": nearest(random, owners, k, cosine=False),
+                "a region's own picture does not count": nearest(random, owners, k, others=False),
+                "those are the farthest; a large cosine is near": nearest(random, owners, k, flip=True)})
     right(answer)
 
 

@@ -59,6 +59,31 @@ def recall_ceiling(truth, k, axis=0, worst=False, capped=True, ignore_k=False):
     return 100 * float((chance.clamp(max=1) if capped else chance).mean())
 
 
+# ---- 01 From pixels to regions -------------------------------------------------------------------------------------------
+
+def pooled_convolution(picture, kernel, relu=True, late=False, pool=torch.mean):
+    size = len(kernel)
+    places = [[(picture[y : y + size, x : x + size] * kernel).sum() for x in range(picture.shape[1] - size + 1)]
+              for y in range(picture.shape[0] - size + 1)]
+    values = torch.stack([torch.stack(row) for row in places])
+    return pool(values.relu() if relu else values).relu() if late or relu else pool(values)
+
+
+def box_iou(boxes, others, clamp=True, union=True, shared_twice=False):
+    low, high = torch.maximum(boxes[:, None, :2], others[None, :, :2]), torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    shared = ((high - low).clamp(min=0) if clamp else high - low).prod(2)
+    area, other = ((part[:, 2:] - part[:, :2]).prod(1) for part in (boxes, others))
+    return shared / (area[:, None] + other - (0 if shared_twice else shared)) if union else shared
+
+
+def nearest_regions(features, owners, k, cosine=True, others=True):
+    unit = features / features.norm(dim=1, keepdim=True) if cosine else features
+    scores = unit @ unit.T
+    if others:
+        scores[owners[:, None] == owners] = -2
+    return scores.argsort(dim=1, descending=True)[:, :k]
+
+
 # ---- 02 SCAN -------------------------------------------------------------------------------------------------------------
 
 def normalised(raw, dim=1, leak=0.1, squash=True):
@@ -113,6 +138,24 @@ CASES = [
         (lambda t, k: recall_ceiling(t, k, capped=False), "no chance is above 1"),
         (lambda t, k: recall_ceiling(t, k, ignore_k=True), "k counts too"),
         (lambda t, k: recall_ceiling(t, k, axis=1), "captions true of 1, 2 and 4"),
+    ]),
+    (coursework.check_pooled_convolution, pooled_convolution, [
+        (lambda p, k: pooled_convolution(p, k, relu=False), "ReLU"),
+        (lambda p, k: pooled_convolution(p, k, relu=False, late=True), "before the mean"),
+        (lambda p, k: pooled_convolution(p, k, pool=torch.max), "the largest place"),
+        (lambda p, k: pooled_convolution(p, k.flip(0, 1)), "does not flip"),
+        (lambda p, k: torch.nn.functional.conv2d(p[None, None], k[None, None], padding=1).relu().mean(), "2 × 3|no padding"),
+    ]),
+    (coursework.check_box_iou, box_iou, [
+        (lambda b, o: box_iou(b, o, clamp=False), "cut negative sides"),
+        (lambda b, o: box_iou(b, o, shared_twice=True), "counts what is shared once"),
+        (lambda b, o: box_iou(b, o, union=False), "that is the intersection"),
+        (lambda b, o: box_iou(b, o, union=False) / (b[:, 2:] - b[:, :2]).prod(1)[:, None], "share of the first box"),
+    ]),
+    (coursework.check_nearest_regions, nearest_regions, [
+        (lambda f, o, k: nearest_regions(f, o, k, others=False), "own picture does not count"),
+        (lambda f, o, k: nearest_regions(f, o, k, cosine=False), "divide each vector by its length"),
+        (lambda f, o, k: torch.cdist(f, f).masked_fill(o[:, None] == o, -1).topk(k, dim=1).indices, "farthest|regions"),
     ]),
     (coursework.check_normalise_raw, normalised, [
         (lambda r: normalised(r, dim=0), "runs over the words"),
