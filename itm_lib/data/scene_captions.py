@@ -23,10 +23,8 @@ import numpy as np
 from itm_lib.data.captions import Tokenizer
 from itm_lib.data.scene_pictures import (
     BACKGROUNDS,
-    COLOURS,
     HYPERNYMS,
     NOUNS,
-    OBJECT_SIZES,
     Scene,
     SceneObject,
     VariantSettings,
@@ -95,14 +93,6 @@ class Phrase:
         first = COUNT_WORDS[self.count] if self.count > 1 else article(_NOUN.sub(r"\2", words))
         return f"{first} {words}"
 
-    def fits(self, item: SceneObject) -> bool:
-        """Whether ``item`` can be one of this phrase's objects."""
-        return (
-            item.noun in self.nouns
-            and (self.size is None or item.size == self.size)
-            and (self.colour is None or has_colour(item, self.colour))
-        )
-
 
 @dataclass(frozen=True)
 class Caption:
@@ -154,9 +144,9 @@ def article(words: str) -> str:
     return "an" if words[0].lower() in "aeio" or words.startswith(("umbrella", "hourglass")) else "a"
 
 
-def has_colour(item: SceneObject, colour: str) -> bool:
-    """Whether a person would call ``item`` ``colour``: its paint, or the looks of a drawing that is never painted."""
-    return item.colour == colour if item.colour is not None else colour in NOUNS[item.noun].looks
+def colours_of(item: SceneObject) -> tuple[str, ...]:
+    """The colours that a person would call ``item``: its paint, or the looks of a drawing that is never painted."""
+    return (item.colour,) if item.colour is not None else NOUNS[item.noun].looks
 
 
 def _listed(texts: Sequence[str]) -> str:
@@ -241,22 +231,24 @@ class SceneIndex:
     def __init__(self, scenes: Sequence[Scene]):
         self.scenes = list(scenes)
         self._backgrounds = np.array([scene.background for scene in self.scenes])
-        self._nouns = {noun: self._bits(lambda o, n=noun: o.noun == n) for noun in NOUNS}
-        self._sizes = {size: self._bits(lambda o, s=size: o.size == s) for size in OBJECT_SIZES}
-        self._colours = {colour: self._bits(lambda o, c=colour: has_colour(o, c)) for colour in COLOURS}
+        self._bits: dict[str, np.ndarray] = {}  # of nouns, sizes and colours: no word is two of these
+        for row, scene in enumerate(self.scenes):
+            for number, item in enumerate(scene.objects):
+                for word in (item.noun, item.size, *colours_of(item)):
+                    self._of(word)[row] |= 1 << number
         self._terms: dict[str, np.ndarray] = {}
 
-    def _bits(self, test) -> np.ndarray:
-        return np.array([sum(test(o) << k for k, o in enumerate(s.objects)) for s in self.scenes], dtype=np.uint8)
+    def _of(self, word: str) -> np.ndarray:
+        return self._bits.setdefault(word, np.zeros(len(self.scenes), dtype=np.uint8))
 
     def _phrase_bits(self, phrase: Phrase) -> np.ndarray:
         word = phrase.form[0]
         if word not in self._terms:
-            self._terms[word] = np.bitwise_or.reduce([self._nouns[noun] for noun in sorted(phrase.nouns)])
+            self._terms[word] = np.bitwise_or.reduce([self._of(noun) for noun in sorted(phrase.nouns)])
         bits = self._terms[word]
         if phrase.size:
-            bits = bits & self._sizes[phrase.size]
-        return bits & self._colours[phrase.colour] if phrase.colour else bits
+            bits = bits & self._of(phrase.size)
+        return bits & self._of(phrase.colour) if phrase.colour else bits
 
     def true_of(self, caption: Caption) -> list[int]:
         """Rows of the scenes that ``caption`` is true of, rising."""

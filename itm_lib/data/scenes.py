@@ -179,10 +179,10 @@ def _foil_row(scene: Scene, foil: Foil) -> tuple[dict[str, Any], Scene | None]:
     row: dict[str, Any] = {
         "foil_id": f"{scene.image_id}-{foil.kind}-{side}", "kind": foil.kind, "side": side, "image_id": scene.image_id,
         "caption_id": None if foil.caption_number is None else f"{scene.image_id}#{foil.caption_number}",
-        "caption": foil.caption.text,
+        "caption": foil.caption.text, "facts": foil.caption.facts(),
     }
     if foil.foil_caption:
-        return row | {"foil_caption": foil.foil_caption.text}, None
+        return row | {"foil_caption": foil.foil_caption.text, "foil_facts": foil.foil_caption.facts()}, None
     changed = Scene(f"{scene.image_id}-{foil.kind}", foil.foil_scene.background, foil.foil_scene.objects)
     return row | {"foil_image_id": changed.image_id}, changed
 

@@ -3,8 +3,7 @@ import json
 import pytest
 from made_for_data import write_regions
 
-from itm_lib.data import Vocabulary
-from itm_lib.data.scenes import build
+from itm_lib.data import Vocabulary, scenes
 
 
 @pytest.fixture
@@ -28,6 +27,8 @@ def dataset_folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def smoke_folders(tmp_path_factory):
-    """The smoke size of both variants."""
+    """The smoke size of both variants without the pictures, which take most of the time."""
     root = tmp_path_factory.mktemp("scenes")
-    return {variant: build(variant, "smoke", root=root, progress=False) for variant in ("default", "many_to_many")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, "_write_pictures", lambda *_: None)
+        return {variant: scenes.build(variant, "smoke", root=root, progress=False) for variant in scenes.VARIANTS}
