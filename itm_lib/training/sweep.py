@@ -31,8 +31,9 @@ import re
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -171,11 +172,12 @@ def run_sweep(path: str | Path, jobs: int = 1, out: str | Path | None = None, ru
                 for name in (METRICS, BEGUN):
                     (job.folder / name).unlink(missing_ok=True)
         failures: list[str] = []
-        with tqdm(total=len(trained) + len(ensembles), desc=f"sweep {sweep.name}", unit="run", disable=not progress) as bar:
+        with tqdm(total=len(trained) + len(ensembles), desc=f"sweep {sweep.name}", unit="run", disable=not progress) as bar, \
+                _workers(min(jobs, len(trained))) as pool:
             for stage, work in ((trained, run_job), (ensembles, run_ensemble)):
                 todo = [job for job in stage if not job.done and all(member.done for member in job.members)]
                 bar.update(sum(1 for job in stage if job.done))
-                _run_all(todo, work, jobs, bar, failures)
+                _run_all(todo, work, pool, bar, failures)
         written = write_results(sweep, trained + ensembles, out, command)
     if failures:
         more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
@@ -274,29 +276,32 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _run_all(todo: list[Job], work: Any, jobs: int, bar: tqdm, failures: list[str]) -> None:
-    """``work(job)`` for all of ``todo`` in ``jobs`` processes; what fails is told in ``failures``."""
-    if not todo:
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in mid-work
-    with ProcessPoolExecutor(min(jobs, len(todo)), context, _start_worker) as pool:
-        waiting = {pool.submit(work, job): job for job in todo}
-        try:
-            for future in as_completed(waiting):
-                job, error = waiting[future], future.exception()
-                if error is not None:
-                    failures.append(_failure(job, error))
-                bar.set_postfix_str(job.name)
-                bar.update()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _workers(jobs: int) -> ProcessPoolExecutor:
+    """Processes that begin when there is work. Not by fork, which would copy torch's threads in mid-work."""
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker)
+
+
+def _run_all(todo: list[Job], work: Callable[[Job], None], pool: Executor, bar: tqdm, failures: list[str]) -> None:
+    """``work(job)`` for all of ``todo``; what fails is told in ``failures``."""
+    waiting = {pool.submit(work, job): job for job in todo}
+    try:
+        for future in as_completed(waiting):
+            job, error = waiting[future], future.exception()
+            if error is not None:
+                failures.append(_failure(job, error))
+            bar.set_postfix_str(job.name)
+            bar.update()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _failure(job: Job, error: BaseException) -> str:
     """One line about a failed run; the traceback of what is no wrong input goes to error.txt in the run's folder."""
     if isinstance(error, InputError):
         return f"{job.name} failed: {error}"
+    if isinstance(error, BrokenProcessPool):
+        return f"{job.name} was ended with its process, perhaps for want of memory: use fewer jobs"
     write_text(job.folder / "error.txt", "".join(traceback.format_exception(error)))
     return f"{job.name} failed with {type(error).__name__}, see {job.folder / 'error.txt'}"
 

@@ -1,0 +1,101 @@
+"""Recipes: what is right is run, what is wrong is one line that names the key and the nearest one."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from itm_lib.files import InputError, read_json
+from itm_lib.models import load_model
+from itm_lib.training import load_recipe, recipe_names, run_recipe
+from itm_lib.training.recipe import Recipe
+
+TINY = {"model": {"method": "vse", "embed_dim": 8, "word_dim": 8}, "train": {"epochs": 2, "batch_size": 20, "lr": 5e-3}}
+
+
+def written(path, content) -> str:
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_recipes_that_come_along_are_right(name):
+    recipe = load_recipe(name)
+    assert recipe.data.name == "openmoji_scenes" and recipe.build(134, 500).config.embed_dim == 64
+    assert Recipe.parse(recipe.resolved()).resolved() == recipe.resolved()
+
+
+def test_recipes_for_each_row_of_the_course_exist():
+    assert {"embedded/vse", "embedded/scan_ti_avg", "embedded/scan_ti_lse", "embedded/scan_it_avg",
+            "embedded/scan_it_lse"} <= set(recipe_names())
+    lse = load_recipe("scan_it_lse").resolved()["model"]
+    assert (lse["direction"], lse["aggregation"], lse["lambda_softmax"], lse["lambda_lse"]) == ("i2t", "lse", 4, 5)
+
+
+def test_overrides_are_laid_over_the_file():
+    recipe = load_recipe("scan_ti_avg", ["train.lr=1e-3", "model.embed_dim=32", "train.decay_at=[0.3, 0.9]", "train.clip=null"])
+    assert (recipe.train.lr, recipe.model["embed_dim"], recipe.train.decay_at, recipe.train.clip) == (1e-3, 32, (0.3, 0.9), None)
+
+
+@pytest.mark.parametrize(("override", "line"), [
+    ("train.lrr=1", "recipe vse: unknown key 'train.lrr'; did you mean 'lr'?"),
+    ("train.epochs=many", "recipe vse: train.epochs = 'many': input should be a valid integer"),
+    ("train.select=rsum", "did you mean 'select_by'?"),
+    ("model.imagepooling=max", "unknown key 'model.imagepooling'; did you mean 'image_pooling'?"),
+    ("model.embed_dim=wide", "model.embed_dim = 'wide': input should be a valid integer"),
+    ("model.image_pooling=median", "model.image_pooling = 'median': input should be 'max' or 'mean'"),
+    ("model.region_dim=134", "'model.region_dim' comes from the data: leave it out"),
+    ("model.method=vsee", "model.method: no model is called 'vsee'; did you mean vse?"),
+    ("data.size=large", "data.size = 'large': input should be 'smoke', 'quick' or 'full'"),
+    ("data.sise=quick", "unknown key 'data.sise'; did you mean 'size'?"),
+    ("data.folder=somewhere", "give either data.name or data.folder"),
+    ("trian.lr=1", "unknown key 'trian'; did you mean 'train'?"),
+    ("lr=1", "cannot read the override 'lr=1': write it as section.key=value"),
+    ("train.lr", "cannot read the override 'train.lr'"),
+    ("train.lr=[1", "cannot read the value of the override 'train.lr=[1'"),
+])
+def test_a_wrong_key_or_value_is_one_line(override, line):
+    with pytest.raises(InputError) as error:
+        load_recipe("vse", [override])
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "line"), [
+    ({"data": {"folder": "x"}, "model": {"method": "vse"}}, "'train' is missing"),
+    ({"data": {"folder": "x"}, "model": {"embed_dim": 8}, "train": {}}, "'model.method' is missing"),
+    ({"data": {}, "model": {"method": "vse"}, "train": {}}, "give either data.name or data.folder"),
+    ({"data": {"folder": "x", "size": "quick"}, "model": {"method": "vse"}, "train": {}}, "belong to data.name, not to data.folder"),
+    ({"data": {"folder": "x"}, "model": "vse", "train": {}}, "section 'model' must be a mapping of names to values, not 'vse'"),
+    ("just words", "the recipe must be a mapping"),
+    ("data: {name: [", "recipe.yaml line 1 is not valid YAML"),
+    ("\x00", "is not valid YAML"),
+])
+def test_a_wrong_file_is_one_line(content, line, tmp_path):
+    with pytest.raises(InputError) as error:
+        load_recipe(written(tmp_path / "recipe.yaml", content))
+    assert line in str(error.value) and "recipe.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unknown_recipe_names_the_nearest(tmp_path):
+    with pytest.raises(InputError, match="no recipe is called 'scan_ti_awg'; did you mean 'embedded/scan_ti_avg'"):
+        load_recipe("scan_ti_awg")
+    with pytest.raises(InputError, match="no file .*absent.yaml: check the path"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_a_recipe_runs_and_its_model_is_saved(folder, tmp_path):
+    recipe = load_recipe(written(tmp_path / "tiny.yaml", {"data": {"folder": str(folder)}, **TINY}))
+    run = run_recipe(recipe, tmp_path / "run", progress=False)
+    assert run.metrics["rsum"] == pytest.approx(run.history.best["rsum"])
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").resolved() == recipe.resolved()
+    model, vocabulary = load_model(tmp_path / "run" / "model")
+    assert vocabulary is not None and all((a == b).all() for a, b in zip(model.parameters(), run.model.parameters()))
+    assert read_json(tmp_path / "run" / "model" / "config.json")["metadata"]["recipe"] == recipe.resolved()
+    again = run_recipe(recipe, tmp_path / "again", progress=False)
+    assert again.metrics == run.metrics
+
+
+def test_a_recipe_without_its_data_is_one_line(tmp_path):
+    recipe = load_recipe(written(tmp_path / "tiny.yaml", {"data": {"folder": str(tmp_path / "absent")}, **TINY}))
+    with pytest.raises(InputError, match="no dataset folder .*absent: make it first"):
+        run_recipe(recipe, tmp_path / "run", progress=False)
