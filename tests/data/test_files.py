@@ -51,7 +51,7 @@ def test_the_broken_line_of_a_jsonl_is_named(tmp_path):
 
 def test_text_that_is_not_utf8_is_named(tmp_path):
     path = tmp_path / "latin.jsonl"
-    path.write_bytes(b'{"text": "caf\xe9"}\n')
+    path.write_bytes(b'{"text": "gr\xfc\xdf"}\n')
     with pytest.raises(InputError, match="latin.jsonl is not UTF-8 text .*: save it as UTF-8"):
         files.read_jsonl(path)
 
