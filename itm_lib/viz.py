@@ -429,16 +429,20 @@ def encoder_curve(history: Sequence[Mapping[str, float]], blind: float | None = 
     return figure
 
 
-def feature_map(points: Any, groups: Sequence[str], others: str = "other", title: str = "") -> Figure:
-    """Points (n, 2) in a plane, a colour and a marker a group; those of the group ``others`` are small and grey."""
+def feature_map(points: Any, groups: Sequence[str], others: str = "other", title: str = "",
+                palette: Mapping[str, str] | None = None) -> Figure:
+    """Points (n, 2) in a plane, a colour and a marker a group; those of the group ``others`` are small and grey.
+
+    ``palette`` {group: colour} replaces the course's colours.
+    """
     points, groups = np.asarray(points, dtype=float), np.asarray(groups)
     figure = Figure(figsize=(7.6, 5.0), layout="constrained")
     ax = figure.subplots()
     ax.plot(*points[groups == others].T, ".", color=GREY, alpha=0.4, markersize=4, label=others, linestyle="none")
     names = [name for name in dict.fromkeys(groups.tolist()) if name != others]
     for number, name in enumerate(sorted(names)):
-        ax.plot(*points[groups == name].T, "os^DvP"[number % 6], color=COLOURS[number % len(COLOURS)], markersize=5, alpha=0.85,
-                label=name, linestyle="none")
+        colour = palette[name] if palette else COLOURS[number % len(COLOURS)]
+        ax.plot(*points[groups == name].T, "os^DvP"[number % 6], color=colour, markersize=5, alpha=0.85, label=name, linestyle="none")
     ax.set(xticks=[], yticks=[], xlabel="t-SNE, first axis", ylabel="t-SNE, second axis", title=title)
     figure.legend(loc="outside right center")
     return figure
