@@ -55,8 +55,8 @@ class Ensemble(MatchingModel):
         return max(model.pair_bytes(*pair) for model, *pair in sides) + 8 * len(self.models)
 
     def save_pretrained(self, folder: str | Path, vocabulary: Vocabulary | None = None,
-                        metadata: dict[str, Any] | None = None) -> None:
-        """One folder a member, numbered from 0, and config.json with their number."""
+                        metadata: dict[str, Any] | None = None, **hub_options: Any) -> None:
+        """One folder a member, numbered from 0, and config.json with their number. ``push_to_hub`` gives the options."""
         folder = Path(folder)
         for number, model in enumerate(self.models):
             model.save_pretrained(folder / str(number), vocabulary if vocabulary is not None else self.vocabulary)

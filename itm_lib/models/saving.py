@@ -82,7 +82,7 @@ class FolderModel(ModelHubMixin, library_name="itm_lib", tags=["image-text-match
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as part:
-            result = super().save_pretrained(part, **hub_options)
+            result = super().save_pretrained(part, **{"repo_id": folder.name, **hub_options})
             written = sorted(Path(part).iterdir(), key=lambda path: path.name == CONFIG)  # config.json last
             for path in written:
                 with open(path, "rb+") as file:

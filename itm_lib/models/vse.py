@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from itm_lib.models.base import Encoding
@@ -37,7 +37,7 @@ class VSEConfig(HingeConfig):
     image_projection: Projection = "linear"
     image_pooling: Literal["max", "mean"] = "max"
     text_pooling: Literal["last", "mean"] = "last"
-    warmup_epochs: int = 1
+    warmup_epochs: NonNegativeInt = 1
 
 
 class VSE(HingeModel):

@@ -62,6 +62,41 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors", "vocabulary.json"]
 
 
+class RecordingHub:
+    """Stands in for the Hub's client: keeps the names of the files that would be uploaded."""
+
+    uploaded: list[str] = []
+
+    def __init__(self, token=None):
+        pass
+
+    def create_repo(self, repo_id, **options):
+        return type("Repo", (), {"repo_id": repo_id})
+
+    def upload_folder(self, folder_path, **options):
+        RecordingHub.uploaded = sorted(str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file())
+        return "https://hub/commit"
+
+
+def test_pushing_to_the_hub_sends_the_whole_folder(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", RecordingHub)
+    model = make("scan")
+    model.vocabulary = VOCABULARY
+    model.push_to_hub("owner/name")
+    assert RecordingHub.uploaded == ["README.md", "config.json", "model.safetensors", "vocabulary.json"]
+    Ensemble([model]).push_to_hub("owner/both")
+    assert [name for name in RecordingHub.uploaded if "README" not in name] == [
+        "0/config.json", "0/model.safetensors", "0/vocabulary.json", "config.json"]
+
+
+def test_a_hub_address_is_fetched_and_read(tmp_path, monkeypatch):
+    make("vse").save_pretrained(tmp_path, VOCABULARY)
+    asked = []
+    monkeypatch.setattr("itm_lib.models.saving.snapshot_download", lambda name, **options: asked.append(name) or str(tmp_path))
+    model, vocabulary = load_model("hf://owner/name")
+    assert asked == ["owner/name"] and model.name == "vse" and vocabulary == VOCABULARY
+
+
 def line_of(error):
     text = str(error.value)
     assert "\n" not in text and len(text) < 500
