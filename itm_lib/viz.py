@@ -382,23 +382,24 @@ def region_boxes(pictures: Sequence[Any], boxes: Sequence[Any], kinds: Sequence[
     return figure
 
 
-def crop_grid(crops: Any, texts: Sequence[str] | None = None, right: Sequence[bool] | None = None, columns: int = 8,
+def crop_grid(crops: Any, texts: Sequence[str] | None = None, right: Sequence[bool | None] | None = None, columns: int = 8,
               width: float = 1.15) -> Figure:
     """Crops (n, H, W, 3) in a grid, each with a text of one or two lines below.
 
-    ``right`` adds a sign and a frame to each: right or wrong.
+    ``right`` adds a sign and a frame to each, right or wrong; None adds none.
     """
     columns = min(columns, len(crops))
     rows = -(-len(crops) // columns)
     lines = max((text.count("\n") + 1 for text in texts), default=0) if texts is not None else 0
     figure, axes = _grid(rows, columns, (columns * width, rows * (width + 0.17 * lines)))
+    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.05)
     for number, ax in enumerate(axes.flat):
         if number >= len(crops):
             ax.set_axis_off()
             continue
         _picture(ax, crops[number])
         text, colour = texts[number] if texts is not None else "", BLACK
-        if right is not None:
+        if right is not None and right[number] is not None:
             sign, colour, line = ("✓ ", GREEN, "-") if right[number] else ("✗ ", RED, (0, (3, 2)))
             _frame(ax, colour, line)
             text = sign + text

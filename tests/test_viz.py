@@ -173,3 +173,46 @@ def test_result_dots_mean_and_standard_deviation():
     assert np.allclose([point[0] for point in line.get_segments()[0]], [400.0, 420.0])     # mean ± sd, n − 1 in the sd
     assert [label.get_text() for label in ax.get_yticklabels()] == ["VSE++", "SCAN"]
     assert any(list(line.get_xdata()) == [560.0, 560.0] for line in ax.lines)
+
+
+# ---- 01 From pixels to regions -------------------------------------------------------------------------------------------
+
+def test_region_boxes_stand_in_pixels_and_differ_by_line():
+    boxes = np.array([[0, 0, 0.5, 0.5], [0.25, 0.5, 1, 1], [0.5, 0, 1, 0.5]])
+    figure = viz.region_boxes([PICTURE], [boxes], [["object", "part", "object"]], [["dog", "cat", "bee"]])
+    ax = drawn(figure)[0]
+    assert [(patch.get_xy(), patch.get_width(), patch.get_height()) for patch in ax.patches] == [
+        ((0, 0), 20, 10), ((10, 10), 30, 10), ((20, 0), 20, 10)]
+    assert texts(ax) == ["dog", "cat", "bee"]
+    assert ax.patches[0].get_linestyle() == ax.patches[2].get_linestyle() != ax.patches[1].get_linestyle()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["object", "part"]
+
+
+def test_crop_grid_signs_right_and_wrong_and_leaves_the_rest():
+    axes = drawn(viz.crop_grid([PICTURE] * 3, ["query", "dog", "cat"], [None, True, False], columns=2))
+    assert [ax.get_xlabel() for ax in axes] == ["query", "✓ dog", "✗ cat", ""]
+    lines = [ax.spines["left"].get_linestyle() for ax in axes[1:3]]
+    assert not axes[0].spines["left"].get_visible() and lines[0] != lines[1] and not axes[3].axison
+
+
+def test_encoder_curve_draws_loss_and_accuracies_by_epoch():
+    history = [{"epoch": 1, "loss": 3.0, "object": 50.0, "background": 70.0, "colour": 60.0},
+               {"epoch": 2, "loss": 1.0, "object": 90.0, "background": 99.0, "colour": 95.0}]
+    left, right = drawn(viz.encoder_curve(history, blind=5.5))
+    assert list(left.lines[0].get_ydata()) == [3, 1] and list(left.lines[1].get_ydata()) == [5.5, 5.5]
+    assert {line.get_label(): list(line.get_ydata()) for line in right.lines} == {
+        "object": [50, 90], "background": [70, 99], "colour": [60, 95]}
+
+
+def test_feature_map_gives_each_group_its_points():
+    points = np.array([[0, 0], [1, 1], [2, 2], [3, 3]])
+    (ax,) = drawn(viz.feature_map(points, ["other", "fruit", "animal", "fruit"], palette={"fruit": "#FF0000", "animal": "#00FF00"}))
+    found = {line.get_label(): (list(line.get_xdata()), line.get_color()) for line in ax.lines}
+    assert found == {"other": ([0], viz.GREY), "animal": ([2], "#00FF00"), "fruit": ([1, 3], "#FF0000")}
+
+
+def test_probe_bars_show_each_probe_beside_its_baseline():
+    (ax,) = drawn(viz.probe_bars({"object": 92.0, "size": 40.0}, {"size": 45.0, "object": 5.0}))
+    assert [patch.get_width() for patch in ax.patches] == [92, 40]
+    assert list(ax.lines[0].get_xdata()) == [5, 45] and list(ax.lines[0].get_ydata()) == [0, 1]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["object", "size"]
