@@ -65,7 +65,8 @@ def read_torch_file(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         why = " ".join(str(error).split())[:160]
-        raise InputError(f"{path} cannot be read as a torch checkpoint ({why}): it is damaged, cut short or holds code") from None
+        what = "it is damaged, cut short or holds code"
+        raise InputError(f"{path} cannot be read as a torch checkpoint ({why}): {what}") from None
 
 
 def split_parts(content: Any, where: str) -> dict[str, State]:
@@ -106,10 +107,11 @@ def translate_options(options: Mapping[str, Any], table: Mapping[str, tuple[str,
 def load_scan(parts: dict[str, State], options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> SCAN:
     """SCAN from ``img_enc`` and ``txt_enc``."""
     image, text = parts.get("img_enc", {}), parts.get("txt_enc", {})
-    expected = {"img_enc": {"fc.weight", "fc.weight_v"} & set(image), "txt_enc": {"embed.weight", "rnn.weight_ih_l0"} <= set(text)}
-    if set(parts) != {"img_enc", "txt_enc"} or not all(expected.values()):
+    complete = {"fc.weight", "fc.weight_v"} & set(image) and {"embed.weight", "rnn.weight_ih_l0"} <= set(text)
+    if set(parts) != {"img_enc", "txt_enc"} or not complete:
         found = ", ".join(f"{part}: {', '.join(list(state)[:3])}" for part, state in parts.items())
-        raise InputError(f"{where} is not a SCAN checkpoint, which has img_enc fc and txt_enc embed, rnn; found {found}"[:300])
+        line = f"{where} is not a SCAN checkpoint, which has img_enc fc and txt_enc embed, rnn; found {found}"
+        raise InputError(line[:300])
     layers = sum(key.startswith("rnn.weight_ih_l") and not key.endswith("_reverse") for key in text)
     matrix = image.get("fc.weight", image.get("fc.weight_v"))
     shapes = {
@@ -140,4 +142,5 @@ def filled(model: MatchingModel, state: State, where: str) -> MatchingModel:
     return model.eval()
 
 
-LOADERS: dict[str, Callable[[dict[str, State], Mapping[str, Any], Mapping[str, Any], str], MatchingModel]] = {"scan": load_scan}
+Loader = Callable[[dict[str, State], Mapping[str, Any], Mapping[str, Any], str], MatchingModel]
+LOADERS: dict[str, Loader] = {"scan": load_scan}

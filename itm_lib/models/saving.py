@@ -64,7 +64,8 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
 def resolve_folder(folder: str | Path) -> Path:
     """The local folder of ``folder``; ``hf://owner/name`` is fetched from the Hugging Face Hub."""
     if str(folder).startswith("hf://"):
-        return Path(snapshot_download(str(folder).removeprefix("hf://"), allow_patterns=["*" + name for name in (CONFIG, WEIGHTS, VOCABULARY)]))
+        patterns = [f"*{name}" for name in (CONFIG, WEIGHTS, VOCABULARY)]  # of an ensemble's members too
+        return Path(snapshot_download(str(folder).removeprefix("hf://"), allow_patterns=patterns))
     return Path(folder)
 
 
@@ -108,7 +109,7 @@ class FolderModel(ModelHubMixin, library_name="itm_lib", tags=["image-text-match
         folder = resolve_folder(folder)
         method, values = read_config(folder)
         if method != cls.name:
-            raise InputError(f"{folder} holds a model of method {method!r}, not {cls.name!r}: load it with models.load_model")
+            raise InputError(f"{folder} holds a model of method {method!r}, not {cls.name!r}: use models.load_model")
         model = cls(checked_config(cls.config_class, values, str(folder / CONFIG)))
         read_weights(model, folder / WEIGHTS)
         if (folder / VOCABULARY).is_file():
@@ -124,7 +125,7 @@ def read_weights(model: Any, path: Path) -> None:
     try:
         load_weights(model, path)
     except SafetensorError as error:
-        raise InputError(f"{path} cannot be read ({error}): the file is damaged or cut short, save the model again") from None
+        raise InputError(f"{path} cannot be read ({error}): it is damaged or cut short, save the model again") from None
     except RuntimeError as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{path} does not fit the config.json beside it ({why}): save the model again") from None

@@ -57,7 +57,7 @@ TINY = 1e-30   # ‖a‖² is clamped here: its root keeps a finite gradient
 
 
 class SCANConfig(HingeConfig):
-    """Settings of SCAN. The lambdas default to the paper's Flickr30K values of the direction (COCO i2t has lambda_lse=20)."""
+    """Settings of SCAN. The lambdas default to the paper's values of the direction on Flickr30K; COCO i2t has lambda_lse=20."""
 
     official: ClassVar[dict[str, Any]] = {"reduction": "sum", "same_image_negatives": True, "raw_activation": "leaky_relu"}
 
@@ -156,9 +156,10 @@ def caption_blocks(lengths: list[int], area: int) -> Iterator[tuple[list[int], i
 class SCAN(HingeModel):
     """Stacked cross attention.
 
-    ``block_bytes`` bounds the working memory of ``similarity`` beyond its inputs and scores; None takes 32 MiB on a CPU, where
-    blocks that fit its cache are fastest, and 512 MiB elsewhere. In training the blocks' tensors are kept for the backward
-    pass up to ``graph_bytes``; above that each block is computed again there. Neither changes a number beyond rounding.
+    ``block_bytes`` bounds the working memory of ``similarity`` beyond its inputs and scores; None takes 32 MiB on a CPU,
+    where blocks that fit its cache are fastest, and 512 MiB elsewhere. In training the blocks' tensors are kept for the
+    backward pass up to ``graph_bytes``; above that each block is computed again there. Neither changes a number beyond
+    rounding.
     """
 
     name = "scan"

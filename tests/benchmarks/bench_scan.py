@@ -1,13 +1,13 @@
 """SCAN's scores at full size: the exact rewrite beside a literal loop over captions, and the memory of an evaluation.
 
-    python tests/benchmarks/bench_scan.py [--pairs 128] [--threads 2] [--images 1000] [--captions 5000] [--quick] [--cpu-time]
+    python tests/benchmarks/bench_scan.py [--pairs 128] [--threads 2] [--images 1000] [--captions 5000] [--quick]
 
 128 x 128 pairs, 36 regions of 1024 numbers, captions of 8 to 20 words. Both ways run in turn in one process and must agree;
-the best of their times is taken. "score" is the similarity without gradients; "train" is similarity, hinge loss and gradients
-of regions and words, which is what the rewrite changes; "step" is a whole training step with the encoders and Adam, regions of
-2048 numbers. The memory of a 1000 x 5000 evaluation is the growth of a fresh process's peak over what it held before (Linux).
-The exit status is 1 if the ways disagree or a required ratio or the memory budget is missed. --quick: 32 pairs, 100 x 500 and no ratio
-required, for so few pairs tell little.
+the best of their times is taken. "score" is the similarity without gradients; "train" is similarity, hinge loss and the
+gradients of regions and words, which is what the rewrite changes; "step" is a whole training step with the encoders and
+Adam, regions of 2048 numbers. The memory of a 1000 x 5000 evaluation is the growth of a fresh process's peak over what it held before
+(Linux). The exit status is 1 if the ways disagree or a required ratio or the memory budget is missed.
+--quick: 32 pairs and 100 x 500; no ratio is required, for so few pairs tell little.
 --cpu-time counts the process's own seconds, for a machine that others use too; give it --threads 1.
 """
 
@@ -60,9 +60,9 @@ def encodings(images: int, captions: int) -> tuple[Encoding, Encoding]:
 
 
 def literally(model: SCAN, images: Encoding, captions: Encoding) -> torch.Tensor:
-    c = model.config
-    return literal_scan(images.fragments, [REGIONS] * len(images), captions.fragments, captions.mask.sum(1).tolist(),
-                        direction=c.direction, aggregation=c.aggregation, lambda_softmax=c.lambda_softmax, lambda_lse=c.lambda_lse)
+    settings = {name: getattr(model.config, name) for name in ("direction", "aggregation", "lambda_softmax", "lambda_lse")}
+    lengths = captions.mask.sum(1).tolist()
+    return literal_scan(images.fragments, [REGIONS] * len(images), captions.fragments, lengths, **settings)
 
 
 def scored(scorer: Callable, images: Encoding, captions: Encoding) -> list[torch.Tensor]:
@@ -99,7 +99,8 @@ def compare(direction: str, pairs: int, clock: Callable[[], float]) -> dict[str,
         fast, ours = seconds(ours_alone, repeats[0], clock)
         slow, theirs = seconds(partial(work, partial(literally, model), *sides), repeats[1], clock)
         difference = max((mine - other).abs().max().item() for mine, other in zip(ours, theirs))
-        row |= {f"{name}_fast_s": fast, f"{name}_literal_s": slow, f"{name}_ratio": slow / fast, f"{name}_difference": difference}
+        row |= {f"{name}_fast_s": fast, f"{name}_literal_s": slow, f"{name}_ratio": slow / fast,
+                f"{name}_difference": difference}
     return row
 
 
@@ -188,10 +189,12 @@ def main() -> int:
     pairs, images, captions = (32, 100, 500) if asked.quick else (asked.pairs, asked.images, asked.captions)
     torch.set_num_threads(asked.threads)
     clock = time.process_time if asked.cpu_time else time.perf_counter
-    print(f"{pairs} x {pairs} pairs, {REGIONS} x {DIM}, {SHORTEST}-{LONGEST} words, {asked.threads} threads, load {os.getloadavg()[0]:.1f}")
+    print(f"{pairs} x {pairs} pairs, {REGIONS} x {DIM}, {SHORTEST}-{LONGEST} words, {asked.threads} threads, "
+          f"load of the machine {os.getloadavg()[0]:.1f}")
     rows = []
     for direction in ("t2i", "i2t"):
-        row = {"direction": direction, "pairs": pairs, **compare(direction, pairs, clock), **whole_step(direction, pairs, clock)}
+        row = {"direction": direction, "pairs": pairs}
+        row |= compare(direction, pairs, clock) | whole_step(direction, pairs, clock)
         row |= in_fresh_process(evaluation_memory, direction, images, captions, asked.threads)
         row["block_copies"] = in_fresh_process(block_copies, direction, asked.threads)
         rows.append(row)

@@ -60,7 +60,8 @@ def test_every_released_setting_has_a_case():
 def test_scores_loss_and_gradients_in_float64(path):
     case = Case(path)
     images, captions = case.encode()
-    np.testing.assert_allclose(case.model.similarity(images, captions).detach(), case.golden["out/scores"], rtol=0, atol=1e-9)
+    scores = case.model.similarity(images, captions).detach()
+    np.testing.assert_allclose(scores, case.golden["out/scores"], rtol=0, atol=1e-9)
     for name, found in (("img_emb", images.fragments), ("cap_emb", captions.fragments)):
         if f"out/{name}" in case.golden:
             np.testing.assert_allclose(found.detach(), case.golden[f"out/{name}"], rtol=0, atol=1e-9)

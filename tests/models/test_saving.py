@@ -10,6 +10,7 @@ from itm_lib.files import InputError
 from itm_lib.models import MODELS, SCAN, VSE, Encoding, Ensemble, build_model, load_model
 
 VOCABULARY = Vocabulary((*SPECIAL, *(f"word{number}" for number in range(26))))
+FILES = ["README.md", "config.json", "model.safetensors", "vocabulary.json"]
 SETTINGS = {
     "vse": {"text_pooling": "last"},
     "scan": {"direction": "i2t", "image_projection": "weight_norm", "gru_layers": 2, "compat": "official"},
@@ -26,7 +27,8 @@ def scores(model):
     generator = torch.Generator().manual_seed(1)
     regions = torch.randn(4, 5, 10, generator=generator)
     tokens = torch.randint(4, 30, (3, 6), generator=generator)
-    return model.similarity(model.encode_images(regions, None), model.encode_captions(tokens, torch.ones_like(tokens).bool()))
+    token_mask = torch.ones_like(tokens, dtype=torch.bool)
+    return model.similarity(model.encode_images(regions, None), model.encode_captions(tokens, token_mask))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -59,7 +61,7 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
         other.save_pretrained(tmp_path, metadata={"loss": float("nan")})
     found, vocabulary = load_model(tmp_path)
     assert found.config.margin == 0.2 and vocabulary == VOCABULARY
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors", "vocabulary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
 
 
 class RecordingHub:
@@ -74,7 +76,8 @@ class RecordingHub:
         return type("Repo", (), {"repo_id": repo_id})
 
     def upload_folder(self, folder_path, **options):
-        RecordingHub.uploaded = sorted(str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file())
+        files = (path for path in folder_path.rglob("*") if path.is_file())
+        RecordingHub.uploaded = sorted(str(path.relative_to(folder_path)) for path in files)
         return "https://hub/commit"
 
 
@@ -83,7 +86,7 @@ def test_pushing_to_the_hub_sends_the_whole_folder(monkeypatch):
     model = make("scan")
     model.vocabulary = VOCABULARY
     model.push_to_hub("owner/name")
-    assert RecordingHub.uploaded == ["README.md", "config.json", "model.safetensors", "vocabulary.json"]
+    assert RecordingHub.uploaded == FILES
     Ensemble([model]).push_to_hub("owner/both")
     assert [name for name in RecordingHub.uploaded if "README" not in name] == [
         "0/config.json", "0/model.safetensors", "0/vocabulary.json", "config.json"]
@@ -92,7 +95,8 @@ def test_pushing_to_the_hub_sends_the_whole_folder(monkeypatch):
 def test_a_hub_address_is_fetched_and_read(tmp_path, monkeypatch):
     make("vse").save_pretrained(tmp_path, VOCABULARY)
     asked = []
-    monkeypatch.setattr("itm_lib.models.saving.snapshot_download", lambda name, **options: asked.append(name) or str(tmp_path))
+    fetch = lambda name, **options: asked.append(name) or str(tmp_path)
+    monkeypatch.setattr("itm_lib.models.saving.snapshot_download", fetch)
     model, vocabulary = load_model("hf://owner/name")
     assert asked == ["owner/name"] and model.name == "vse" and vocabulary == VOCABULARY
 

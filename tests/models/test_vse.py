@@ -61,7 +61,8 @@ def test_padding_and_company_change_nothing(setting):
     regions, region_mask, tokens, token_mask = sides()
     expected = scores(model, regions, region_mask, tokens, token_mask)
     pad = torch.nn.functional.pad
-    wide = pad(regions, (0, 0, 0, 2), value=9.0), pad(region_mask, (0, 2)), pad(tokens, (0, 3), value=5), pad(token_mask, (0, 3))
+    wide = (pad(regions, (0, 0, 0, 2), value=9.0), pad(region_mask, (0, 2)),
+            pad(tokens, (0, 3), value=5), pad(token_mask, (0, 3)))
     torch.testing.assert_close(scores(model, *wide), expected, rtol=0, atol=1e-12)
     alone = scores(model, regions[2:3], region_mask[2:3], tokens[3:4], token_mask[3:4])
     torch.testing.assert_close(alone, expected[2:3, 3:4], rtol=0, atol=1e-12)
