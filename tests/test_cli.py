@@ -80,7 +80,7 @@ def test_user_error_is_one_line_and_code_2(arguments, line, itm):
     assert itm(*arguments) == (2, "", f"itm: {line}\n")
 
 
-@pytest.mark.parametrize("arguments", [["data", "scenes", "--size", "huge"], ["data", "scenes", "--variant", "defalt"],
+@pytest.mark.parametrize("arguments", [["data", "scenes", "--size", "huge"], ["data", "scenes", "--variant", "both"],
                                        ["train", "vse_", "--out", "x"]])
 def test_unknown_name_is_one_line(arguments, itm):
     code, out, err = itm(*arguments)
