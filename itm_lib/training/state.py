@@ -157,7 +157,7 @@ def load_checkpoint(path: Path, run: dict[str, Any]) -> tuple[Progress, History,
         raise InputError(f"{path} is no checkpoint of a training run, or is damaged ({why}): remove it to start again") from None
     for key, there, here in differences(found, run):
         raise InputError(f"{path} is of another run: {key} is {there} there and {here} here; "
-                         "use the same settings, or another out_dir")
+                         "use the same settings, start over, or give another out_dir")
     if content["format"] != FORMAT:
         raise InputError(f"{path} has checkpoint format {content['format']}, this version writes {FORMAT}: start again")
     return Progress.parse(content["progress"]), History(json.loads(content["history"])), content

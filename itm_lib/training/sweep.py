@@ -286,14 +286,15 @@ def _run_all(todo: list[Job], work: Callable[[Job], None], pool: Executor, bar: 
     waiting = {pool.submit(work, job): job for job in todo}
     try:
         for future in as_completed(waiting):
-            job, error = waiting[future], future.exception()
-            if error is not None:
-                failures.append(_failure(job, error))
-            bar.set_postfix_str(job.name)
+            bar.set_postfix_str(waiting[future].name)
             bar.update()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
+    for future, job in waiting.items():
+        error = future.exception()
+        if error is not None:
+            failures.append(_failure(job, error))
 
 
 def _failure(job: Job, error: BaseException) -> str:

@@ -102,6 +102,8 @@ class Trainer:
 
     def _start(self, resume: bool) -> None:
         self.state, self.history = Progress(), History()
+        for part in self.out_dir.glob(".*.part"):  # of a write that a kill cut short
+            part.unlink()
         seed_everything(self.config.seed)
         optimizer = make_optimizer(self.model, self.config)
         self._wrapped, self._optimizer = self._accelerator.prepare(self.model, optimizer)

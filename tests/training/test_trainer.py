@@ -169,8 +169,10 @@ def test_a_stopped_run_ends_with_the_same_weights(stop_at, uninterrupted, splits
         Trainer(stopped, *splits, config, tmp_path, progress=False).fit()
     if (tmp_path / "last.pt").is_file():
         nn.init.normal_(resumed.image.fc.weight)  # a new process starts with whatever weights
+    (tmp_path / ".last.pt.x.part").write_bytes(b"cut short by a kill")
     trainer = Trainer(resumed, *splits, config, tmp_path, progress=False)
     history = trainer.fit(resume=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "best.safetensors", "history.jsonl", "last.pt"]
     assert same_weights(whole, resumed)
     assert without_time(history) == without_time(expected)
     assert resumed.passes == whole.passes if stop_at == 1 else resumed.passes < whole.passes
