@@ -283,9 +283,11 @@ def draw_crops(count: int, seed: int, stream: str = "train", progress: bool = Fa
     The scenes come from a random stream of their own, named ``stream`` and ``seed``: no dataset's split draws from it.
     """
     labelled = _labelled_crops(seed, stream)
-    rows = [next(labelled) for _ in tqdm(range(count), desc=f"drawing {stream} crops", disable=not progress, unit="crop")]
-    crops, objects, colours = zip(*rows)
-    return LabelledCrops(torch.stack(crops), torch.tensor(objects), torch.tensor(colours))
+    crops = torch.empty(count, 3, CROP_PIXELS, CROP_PIXELS, dtype=torch.uint8)
+    objects, colours = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.int64)
+    for row in tqdm(range(count), desc=f"drawing {stream} crops", disable=not progress, unit="crop"):
+        crops[row], objects[row], colours[row] = next(labelled)
+    return LabelledCrops(crops, objects, colours)
 
 
 def _labelled_crops(seed: int, stream: str) -> Iterator[tuple[Tensor, int, int]]:
