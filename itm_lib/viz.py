@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -210,7 +211,7 @@ def recall_bars(results: Mapping[str, Mapping[str, float]], ceiling: Mapping[str
         for number, (name, metrics) in enumerate(results.items()):
             x = np.arange(len(keys)) + (number - (len(results) - 1) / 2) * width
             bars = ax.bar(x, [metrics[key] for key in keys], 0.92 * width, color=COLOURS[number % len(COLOURS)], label=name)
-            ax.bar_label(bars, fmt="%.0f", padding=1, fontsize=8)
+            _label_inside(ax, bars)
         for place, key in enumerate(keys):
             if ceiling is not None and key in ceiling:
                 ax.plot([place - 0.45, place + 0.45], [ceiling[key]] * 2, color=BLACK, linewidth=2,
@@ -236,7 +237,7 @@ def foil_bars(results: Mapping[str, Mapping[str, float]]) -> Figure:
     for number, (name, metrics) in enumerate(results.items()):
         x = np.arange(len(kinds)) + (number - (len(results) - 1) / 2) * width
         bars = ax.bar(x, [metrics[f"foil_{kind}"] for kind in kinds], 0.92 * width, color=COLOURS[number % len(COLOURS)], label=name)
-        ax.bar_label(bars, fmt="%.0f", padding=1, fontsize=8)
+        _label_inside(ax, bars)
     ax.axhline(50, color=BLACK, linestyle="--", linewidth=1.2, label="a coin")
     ax.set_xticks(range(len(kinds)), [f"{kind} changed" for kind in kinds])
     ax.set(ylabel="true pair scores higher (%)", ylim=(0, 108), yticks=range(0, 101, 25))
@@ -326,14 +327,25 @@ def _verdict(own: bool, true: bool) -> tuple[str, str, Any]:
     return OWN if own else ALSO_TRUE if true else WRONG
 
 
+def _label_inside(ax: Axes, bars: BarContainer) -> None:
+    """Write each bar's height near its foot, where no line crosses it."""
+    for bar in bars:
+        ax.text(bar.get_x() + bar.get_width() / 2, 3, f"{bar.get_height():.0f}", ha="center", fontsize=8,
+                color="white" if _is_dark(bar.get_facecolor()) else "black")
+
+
+def _is_dark(colour: Sequence[float]) -> bool:
+    red, green, blue = colour[:3]
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+
+
 def _rows(history: Sequence[Mapping[str, Any]], kind: str, key: str) -> list[Mapping[str, Any]]:
     return [row for row in history if row["kind"] == kind and key in row]
 
 
 def _cell_numbers(ax: Axes, scores: np.ndarray, image: Any) -> None:
     for (row, column), score in np.ndenumerate(scores):
-        red, green, blue, _ = image.cmap(image.norm(score))
-        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        dark = _is_dark(image.cmap(image.norm(score)))
         ax.text(column, row, f"{score:.2f}", ha="center", va="center", color="white" if dark else "black")
 
 
