@@ -4,15 +4,15 @@ Lee, Chen, Hua, Hu, He: Stacked Cross Attention for Image-Text Matching, ECCV 20
 
 Shapes: I images of R regions, C captions of W words, joint dimension d. Symbols of the paper and their names here:
 
-====================  =============================  ================================================
-v_k, e_j              regions (I,R,d), words (C,W,d)   encoded fragments, unit length
-s_ij = v_i · e_j      raw                             affinity of every word with every region
-s̄                     normalise_raw                   activation, then a norm over the queries
-α (λ₁)                weights                         softmax over the context, lambda_softmax
-a                     never formed                    attended vector Σ α · context
-R(q, a)               relevance                       cosine of a query with what it attends to
-S(I, T) (λ₂)          aggregate                       LSE, mean, max or sum over the queries, lambda_lse
-====================  =============================  ================================================
+====================  =============================  =========================================
+v_k, e_j              regions (I,R,d), words (C,W,d) encoded fragments, unit length
+s_ij = v_i · e_j      raw                            affinity of every word with every region
+s̄                     normalise_raw                  activation, then a norm over the queries
+α (λ₁)                weights                        softmax over the context, lambda_softmax
+a                     never formed                   attended vector Σ α · context
+R(q, a)               relevance                      cosine of a query with what it attends to
+S(I, T) (λ₂)          aggregate                      LSE (lambda_lse), mean, max or sum over queries
+====================  =============================  =========================================
 
 ``direction="t2i"``: words are the queries, regions the context; ``"i2t"``: the other way round. ``attention="none"`` leaves
 the attention out: a query's relevance is its largest affinity. With ``aggregation="sum"`` that is the paper's Sum-Max.

@@ -27,7 +27,10 @@ from itm_lib.models.layers import full_mask, l2norm, masked_max, masked_mean, sc
 
 
 class VSEConfig(HingeConfig):
-    """Settings of VSE++. ``image_pooling`` over regions, ``text_pooling`` over the GRU's states."""
+    """Settings of VSE++. ``image_pooling`` over regions, ``text_pooling`` over the GRU's states.
+
+    The means are the default: on the embedded dataset they learn in fewer epochs than the maximum and the last state.
+    """
 
     official: ClassVar[dict] = {"reduction": "sum", "same_image_negatives": True}
 
@@ -35,8 +38,8 @@ class VSEConfig(HingeConfig):
     gru_layers: PositiveInt = 1
     bidirectional: bool = True
     image_projection: Projection = "linear"
-    image_pooling: Literal["max", "mean"] = "max"
-    text_pooling: Literal["last", "mean"] = "last"
+    image_pooling: Literal["max", "mean"] = "mean"
+    text_pooling: Literal["last", "mean"] = "mean"
     warmup_epochs: NonNegativeInt = 1
 
 
