@@ -466,11 +466,13 @@ def probe_bars(accuracies: Mapping[str, float], baselines: Mapping[str, float]) 
     figure = Figure(figsize=(8.4, 0.8 + 0.36 * len(accuracies)), layout="constrained")
     ax = figure.subplots()
     places = range(len(accuracies))
-    bars = ax.barh(places, list(accuracies.values()), 0.7, color=SKY)
-    ax.bar_label(bars, fmt="%.0f", padding=3)
+    ax.barh(places, list(accuracies.values()), 0.7, color=SKY)
+    for place, value in zip(places, accuracies.values()):
+        ax.text(103, place, f"{value:.0f}", va="center")  # beside all bars, where no tick crosses it
     ax.plot([baselines[name] for name in accuracies], places, "|", color=BLACK, markersize=16, markeredgewidth=2.5,
             linestyle="none", label="always the most frequent answer")
     ax.set_yticks(places, list(accuracies))
-    ax.set(xlabel="val accuracy of a linear probe (%)", xlim=(0, 108), ylim=(len(accuracies) - 0.5, -0.5))
+    ax.set(xlabel="val accuracy of a linear probe (%)", xlim=(0, 110), xticks=range(0, 101, 20),
+           ylim=(len(accuracies) - 0.5, -0.5))
     figure.legend(loc="outside lower center")
     return figure

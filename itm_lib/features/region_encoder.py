@@ -253,7 +253,7 @@ def _difference(stored: Sequence[str], current: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class EncoderTraining:
-    """Settings of the encoder's training; the defaults made the shipped weights.
+    """Settings of the encoder's training; the defaults are those of the shipped weights.
 
     ``num_crops`` labelled crops are drawn from scenes of their own, ``held_out`` more measure the result.
     """
