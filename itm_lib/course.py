@@ -36,7 +36,7 @@ def choose(profile: str, *, smoke: Value, course: Value, paper: Value) -> Value:
     """The value that belongs to ``profile``. Raises :class:`InputError` for a profile that does not exist."""
     values = {"smoke": smoke, "course": course, "paper": paper}
     if profile not in values:
-        raise InputError(f"unknown profile {profile!r}{nearest(profile, PROFILES)}")
+        raise InputError(f"unknown profile {profile!r}: {nearest(profile, PROFILES)}")
     return values[profile]
 
 

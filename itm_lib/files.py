@@ -28,10 +28,10 @@ class InputError(ValueError):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """``: did you mean 'x'?`` for the closest of ``names``, else ``: choose one of ...``; the end of an error line."""
-    names = sorted(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f": did you mean {close[0]!r}?" if close else f": choose one of {', '.join(names)}"
+    """The end of an error line: ``did you mean 'x'?`` for the closest of ``names``, else all of them."""
+    names = [str(known) for known in names]
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names)}"
 
 
 def validation_line(error: ValidationError, names: Iterable[str] = ()) -> str:
@@ -40,7 +40,7 @@ def validation_line(error: ValidationError, names: Iterable[str] = ()) -> str:
     for problem in error.errors():
         place = ".".join(str(step) for step in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            parts.append(f"unknown {place!r}{nearest(place, names) if names else ''}")
+            parts.append(f"unknown {place!r}" + (f": {nearest(place, names)}" if names else ""))
         elif problem["type"] == "missing":
             parts.append(f"{place} is missing")
         else:

@@ -59,7 +59,7 @@ def find_notebooks(folder: Path, names: Sequence[str] = ()) -> list[Path]:
         stem = name.removesuffix(".ipynb").replace("\\", "/").rsplit("/", 1)[-1]
         matches = [found[stem]] if stem in found else [path for key, path in found.items() if key.split("_")[0] == stem]
         if len(matches) != 1:
-            raise InputError(f"no notebook {name!r}{nearest(stem, found)}")
+            raise InputError(f"no notebook {name!r}: {nearest(stem, found)}")
         chosen += matches
     return sorted(set(chosen))
 
@@ -121,14 +121,14 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
 def plan(notebooks: Sequence[Path], profile: str, parameters: Mapping[str, Any], runs: Path | None = None) -> list[NotebookRun]:
     """The runs of ``notebooks``, refused as a whole if one of them does not know a parameter."""
     if profile not in PROFILES:
-        raise InputError(f"unknown profile {profile!r}{nearest(profile, PROFILES)}")
+        raise InputError(f"unknown profile {profile!r}: {nearest(profile, PROFILES)}")
     for name in RESERVED.keys() & parameters.keys():
         raise InputError(f"parameter {name} is set by the runner: use {RESERVED[name]}")
     for notebook in notebooks:
         declared = declared_parameters(read_notebook(notebook), notebook.name)
         for name in parameters:
             if name not in declared:
-                raise InputError(f"{notebook.stem} has no parameter {name!r}{nearest(name, declared.keys() - RESERVED.keys())}")
+                raise InputError(f"{notebook.stem} has no parameter {name!r}: {nearest(name, sorted(declared.keys() - RESERVED.keys()))}")
     runs = runs or runs_dir()
     return [NotebookRun(path, profile, dict(parameters), runs / profile / run_name(path.stem, parameters)) for path in notebooks]
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from itm_lib.data.captions import Vocabulary
-from itm_lib.files import InputError
+from itm_lib.files import InputError, nearest
 from itm_lib.models.base import Encoding, MatchingModel, ModelConfig
 from itm_lib.models.ensemble import Ensemble
 from itm_lib.models.saving import checked_config, read_config, resolve_folder
@@ -26,9 +25,7 @@ __all__ = ["MODELS", "SCAN", "VSE", "Encoding", "Ensemble", "MatchingModel", "Mo
 def model_classes(name: str) -> tuple[type[MatchingModel], type[ModelConfig]]:
     """Model and config class of a registered name; another name is an InputError that names the nearest."""
     if name not in MODELS:
-        close = difflib.get_close_matches(str(name), MODELS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(MODELS)}"
-        raise InputError(f"no model is called {name!r}; {hint}")
+        raise InputError(f"no model is called {name!r}; {nearest(name, MODELS)}")
     return MODELS[name]
 
 

@@ -6,7 +6,6 @@ huggingface_hub's mixin, so ``model.push_to_hub("owner/name")`` works; ``from_pr
 
 from __future__ import annotations
 
-import difflib
 import os
 import tempfile
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 
 from itm_lib.data.captions import Vocabulary
-from itm_lib.files import InputError, read_json, write_json
+from itm_lib.files import InputError, nearest, read_json, write_json
 
 if TYPE_CHECKING:
     from typing import Self
@@ -43,8 +42,7 @@ def checked_config(config_class: type[Config], values: dict[str, Any], where: st
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(key, config_class.model_fields, 1, 0.5)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(config_class.model_fields)}"
+            hint = nearest(key, config_class.model_fields)
             raise InputError(f"{where}: {config_class.__name__} has no setting {key!r}; {hint}") from None
         given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
         what = f"setting {key!r}{given}" if key else "settings"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -10,18 +9,11 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from itm_lib.files import InputError
+from itm_lib.files import InputError, nearest
 from itm_lib.models.base import MatchingModel
 
 # settings that change how a run goes but no number of it: a run may go on with others
 PRACTICAL = ("num_workers", "save_every")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of an error line: ``did you mean 'x'?`` for the closest of ``names``, else all of them."""
-    names = [str(known) for known in names]
-    close = difflib.get_close_matches(str(name), names, 1, 0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
 
 
 def problem_line(error: ValidationError, names: Iterable[str], prefix: str = "") -> str:

@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 import itm_lib
 from itm_lib.data.dataset import open_split
 from itm_lib.evaluation import evaluate
-from itm_lib.files import InputError, write_text
+from itm_lib.files import InputError, nearest, write_text
 from itm_lib.models import MatchingModel, build_model, model_classes
-from itm_lib.training.config import TrainConfig, nearest, problem_line
+from itm_lib.training.config import TrainConfig, problem_line
 from itm_lib.training.state import History, seed_everything
 from itm_lib.training.trainer import Trainer
 

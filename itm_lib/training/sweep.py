@@ -46,9 +46,9 @@ from tqdm import tqdm
 
 from itm_lib.evaluation import evaluate
 from itm_lib.evaluation.report import Result, commit_id, write_result
-from itm_lib.files import InputError, data_dir, project_root, read_json, write_json, write_text
+from itm_lib.files import InputError, data_dir, nearest, project_root, read_json, write_json, write_text
 from itm_lib.models import Ensemble, MatchingModel, load_model
-from itm_lib.training.config import nearest, problem_line
+from itm_lib.training.config import problem_line
 from itm_lib.training.recipe import MODEL_FOLDER, DataSection, Recipe, read_yaml, run_recipe
 from itm_lib.training.state import sole_use
 from itm_lib.training.trainer import LAST

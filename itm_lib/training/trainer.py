@@ -27,9 +27,9 @@ from tqdm import tqdm
 from itm_lib.data.dataset import Batch, BatchSampler, ImageCaptionDataset, collate
 from itm_lib.evaluation.ranking import RetrievalMetrics, map_at_r
 from itm_lib.evaluation.scoring import encode_dataset, evaluating, similarity_matrix
-from itm_lib.files import InputError, replace_atomically
+from itm_lib.files import InputError, nearest, replace_atomically
 from itm_lib.models.base import MatchingModel
-from itm_lib.training.config import PRACTICAL, TrainConfig, learning_rate, make_optimizer, nearest
+from itm_lib.training.config import PRACTICAL, TrainConfig, learning_rate, make_optimizer
 from itm_lib.training.state import (
     History,
     Progress,

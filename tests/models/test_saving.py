@@ -165,8 +165,8 @@ def break_other_sizes(folder):
 
 @pytest.mark.parametrize(("damage", "expected"), [
     (break_missing_folder, "no model folder"), (break_missing_config, "no file"), (break_cut_config, "is not valid JSON"),
-    (break_other_config, "is not of a saved model"), (break_unknown_method, "no model is called 'vsee'; did you mean vse?"),
-    (break_unknown_setting, "no setting 'margins'; did you mean margin?"), (break_missing_weights, "no weights"),
+    (break_other_config, "is not of a saved model"), (break_unknown_method, "no model is called 'vsee'; did you mean 'vse'?"),
+    (break_unknown_setting, "no setting 'margins'; did you mean 'margin'?"), (break_missing_weights, "no weights"),
     (break_cut_weights, "cannot be read"), (break_other_sizes, "does not fit the config.json beside it"),
 ])
 def test_what_is_wrong_with_a_folder_is_one_line(damage, expected, tmp_path):
@@ -178,7 +178,7 @@ def test_what_is_wrong_with_a_folder_is_one_line(damage, expected, tmp_path):
 
 
 def test_an_unknown_model_or_a_size_that_contradicts_the_data_is_refused():
-    with pytest.raises(InputError, match="no model is called 'scam'; did you mean scan"):
+    with pytest.raises(InputError, match="no model is called 'scam'; did you mean 'scan'"):
         build_model("scam", {}, 10, 30)
     with pytest.raises(InputError, match="region_dim is set to 2048 but the data has 134"):
         build_model("scan", {"region_dim": 2048}, 134, 30)

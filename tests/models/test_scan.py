@@ -258,7 +258,7 @@ def test_a_collapsed_model_sits_on_its_line():
 
 
 def test_wrong_settings_are_one_line_that_names_the_nearest_key():
-    with pytest.raises(InputError, match="no setting 'lambda_sofmax'; did you mean lambda_softmax") as error:
+    with pytest.raises(InputError, match="no setting 'lambda_sofmax'; did you mean 'lambda_softmax'") as error:
         build_model("scan", {"lambda_sofmax": 3}, 10, 30)
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="'direction' .given: 'both'."):
