@@ -1,4 +1,4 @@
-# make course · make test · make lab · make bench; see README.md. Every target sets up .venv first, once.
+# make course · make test · make lab · make bench · make notebooks; see README.md. Every target sets up .venv first, once.
 #
 #   PROFILE=smoke|course|paper   NOTEBOOK=02_scan   PARAMS="epochs=5 seed=1"   FRESH=1
 #   TORCH_INDEX=URL              take torch from this package index (for example the small CPU build)
@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 COURSE_FLAGS := --profile $(PROFILE) $(foreach n,$(NOTEBOOK),--notebook $(n)) $(foreach p,$(PARAMS),--param "$(p)") $(if $(FRESH),--fresh)
 
-.PHONY: course test lint lab bench lock clean
+.PHONY: course test lint lab bench notebooks lock clean
 
 course: $(VENV)/lab.stamp
 	@$(BIN)/itm course $(COURSE_FLAGS)
@@ -47,6 +47,10 @@ $(VENV)/lab.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/test.stamp: $(VENV)/lab.stamp
 	$(BIN)/pip install -c constraints.txt -e ".[lab,test]"
 	@touch $@
+
+# The notebooks as they are committed: executed in place, in sequence, in the course profile.
+notebooks: $(VENV)/lab.stamp
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(if $(NOTEBOOK),notebooks/$(NOTEBOOK).ipynb,notebooks/*.ipynb)
 
 # Pins what is installed here. torch's "+cpu" goes: a pin must fit every build of that version.
 lock: $(VENV)/test.stamp

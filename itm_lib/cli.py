@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 
-from itm_lib.files import InputError, data_dir, project_root, validation_line
+from itm_lib.files import InputError, data_dir, nearest, project_root, validation_line
 
 # Modules that take seconds to import (torch, papermill) are imported inside the command that needs them.
 
@@ -158,7 +158,7 @@ def evaluate(
         recipe = (loaded.metadata or {}).get("recipe", {})
         write_result(out, Result.from_runs(
             [metrics], seeds=[recipe.get("train", {}).get("seed", 0)], model=model.resolve().name, dataset=data.resolve().name,
-            split=split, profile="", config=recipe, command="itm evaluate", seconds=time.monotonic() - start,
+            split=split, profile="", config=recipe, command=f"itm evaluate {model.name} --data {data.name} --split {split}", seconds=time.monotonic() - start,
         ))
     _print_metrics(metrics)
 
@@ -171,11 +171,20 @@ def _print_metrics(metrics: dict[str, float]) -> None:
 @app.command()
 def report(
     results: Annotated[Path | None, typer.Argument(help="a folder or file of results; default: data/results")] = None,
+    split: Annotated[str | None, typer.Option(help="results of this split alone: val or test")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="a metric to show, e.g. i2t_r1; may be repeated")] = None,
 ) -> None:
     """Print the results on disk as a table, mean and standard deviation over the seeds."""
-    from itm_lib.evaluation.report import markdown, read_results, results_table
+    from itm_lib.evaluation.report import RECALLS, markdown, read_results, results_table
 
-    print(markdown(results_table(read_results(results or data_dir() / "results"))))
+    found = [result for result in read_results(results or data_dir() / "results") if split in (None, result.split)]
+    if not found:
+        raise InputError(f"no results of the split {split!r}: it is one of train, val and test")
+    columns = column or list(RECALLS)
+    unknown = [name for name in columns if not any(name in result.metrics for result in found)]
+    if unknown:
+        raise InputError(f"no result has the metric {unknown[0]!r}; {nearest(unknown[0], found[0].metrics)}")
+    print(markdown(results_table(found, columns)))
 
 
 def main(arguments: list[str] | None = None) -> None:
