@@ -2,6 +2,7 @@
 
 import copy
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -28,7 +29,7 @@ def test_plain_papermill_knows_the_parameters(course_notebook):
 
 def test_course_notebook_is_spelled_right(course_notebook):
     sources = "\n".join(cell.source for cell in nbformat.read(course_notebook, as_version=4).cells)
-    found = subprocess.run(["codespell", "-"], input=sources, capture_output=True, text=True, encoding="utf-8")
+    found = subprocess.run([sys.executable, "-m", "codespell_lib", "-"], input=sources, capture_output=True, text=True, encoding="utf-8")
     assert found.stdout + found.stderr == ""
 
 
