@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,9 +32,6 @@ from itm_lib.data import scenes
 from itm_lib.data.regions import RegionStore, RegionWriter
 from itm_lib.data.scene_pictures import choose, shuffled
 from itm_lib.files import InputError, replace_atomically
-
-if TYPE_CHECKING:
-    from itm_lib.data.scenes import Scene
 
 NUM_REGIONS = 12
 CROP_PIXELS = 32
@@ -62,7 +59,7 @@ def overlap(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return shared / (area + other_area - shared), shared / area
 
 
-def propose_regions(scene: Scene, rng: random.Random, num_regions: int = NUM_REGIONS) -> np.ndarray:
+def propose_regions(scene: scenes.Scene, rng: random.Random, num_regions: int = NUM_REGIONS) -> np.ndarray:
     """(num_regions, 4) float32 boxes in random order: what an imperfect detector would propose for ``scene``.
 
     Every object once, each edge moved by up to 10 % of the box's side; then distractors, by turns a part of an object
@@ -120,7 +117,7 @@ def colour_labels() -> tuple[str, ...]:
     return ("own", *scenes.COLOURS)
 
 
-def label_regions(scene: Scene, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def label_regions(scene: scenes.Scene, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Object and colour labels (R,) of ``boxes``, as numbers of the two label lists; IGNORE where there is none.
 
     A box with IoU of at least 0.4 with an object carries that object's labels; one that objects cover by less than
