@@ -34,7 +34,6 @@ Differences from the released code, each with its switch; ``compat="official"`` 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
@@ -53,6 +52,7 @@ RawNorm = Literal["clipped_l2norm", "l2norm", "clipped_l1norm", "l1norm", "softm
 Aggregation = Literal["lse", "mean", "max", "sum"]
 LAMBDAS = {"t2i": (9.0, 6.0), "i2t": (4.0, 5.0)}  # lambda_softmax and lambda_lse of the paper's Flickr30K models
 COPIES = 6     # tensors of the affinities' size alive at once, measured: see tests/benchmarks/bench_scan.py
+WORDS = 512    # words a block aims at: narrow blocks of captions sorted by length hold little padding
 TINY = 1e-30   # ‖a‖² is clamped here: its root keeps a finite gradient
 
 
@@ -109,10 +109,8 @@ def relevances(context: Tensor, context_mask: Tensor | None, queries: Tensor, qu
                config: SCANConfig) -> tuple[Tensor, Tensor]:
     """Relevance (n,m,T) of every query and its attention (n,S,m,T), of context (n,S,d) and queries (m,T,d).
 
-    A mask is None where nothing is padded. Entries of padded queries mean nothing; padded context has attention 0.
+    A mask is None where nothing is padded. Padded queries are 0, and their entries mean nothing; padded context has attention 0.
     """
-    if query_mask is not None:
-        queries = queries.masked_fill(~query_mask[..., None], 0)
     raw = (context.flatten(0, 1) @ queries.flatten(0, 1).T).view(*context.shape[:2], *queries.shape[:2])
     hidden = None if context_mask is None else ~context_mask[:, :, None, None]
     if config.attention == "none":
@@ -197,14 +195,17 @@ class SCAN(HingeModel):
         full = bool(region_mask.all())
         block_bytes = self.block_bytes or (2**25 if regions.device.type == "cpu" else 2**29)
         cells = max(1, block_bytes // (regions.element_size() * COPIES))
-        height = max(1, min(len(regions), math.isqrt(cells) // regions.shape[1]))  # images a block
-        area = max(1, cells // (height * regions.shape[1]))                        # words a block
+        regions = regions if full else regions.masked_fill(~region_mask[..., None], 0)
+        height = max(1, min(len(regions), cells // (WORDS * regions.shape[1])))  # images a block
+        area = max(1, cells // (height * regions.shape[1]))                      # words a block
         graph = regions.element_size() * COPIES * regions.shape[0] * regions.shape[1] * sum(lengths)
         recompute = torch.is_grad_enabled() and graph > self.graph_bytes
         order, columns = [], []
         for rows, longest in caption_blocks(lengths, area):
-            part = words[rows, :longest]
-            part_mask = word_mask[rows, :longest] if lengths[rows[0]] < longest else None
+            part, part_mask = words[rows, :longest], None
+            if lengths[rows[0]] < longest:
+                part_mask = word_mask[rows, :longest]
+                part = part.masked_fill(~part_mask[..., None], 0)
             scores = []
             for some, some_mask in zip(regions.split(height), region_mask.split(height)):
                 block = (some, None if full else some_mask, part, part_mask)
@@ -230,8 +231,8 @@ class SCAN(HingeModel):
         context, queries = (images, captions) if t2i else (captions, images)
         dtype = score_dtype(self)
         with torch.autocast(context.fragments.device.type, enabled=False):
-            relevance, weights = relevances(context.fragments.to(dtype), context.mask, queries.fragments.to(dtype),
-                                            queries.mask, self.config)
+            visible = queries.fragments.to(dtype).masked_fill(~queries.mask[..., None], 0)
+            relevance, weights = relevances(context.fragments.to(dtype), context.mask, visible, queries.mask, self.config)
         weights = (weights * queries.mask).permute(0, 2, 3, 1) if t2i else (weights * queries.mask).permute(2, 0, 1, 3)
         relevance = relevance.masked_fill(~queries.mask, 0)
         return {"attention": weights, "relevance": relevance if t2i else relevance.transpose(0, 1)}
