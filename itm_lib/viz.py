@@ -276,14 +276,15 @@ def word_attention(picture: Any, words: Sequence[str], boxes: Any, weights: Any,
     return figure
 
 
-def result_dots(values: Mapping[str, Mapping[str, Sequence[float]]], ceiling: Mapping[str, float] | None = None,
+def result_dots(values: Mapping[str, Mapping[str, Sequence[float]]], levels: Mapping[str, float] | None = None,
                 unit: str = "%") -> Figure:
     """One panel a metric, one line a model: every seed an open dot, the mean a full one, a bar of one standard deviation.
 
-    ``values`` {metric: {model: one value a seed}}; ``ceiling`` {metric: value} draws what a perfect matcher reaches.
+    ``values`` {metric: {model: one value a seed}}; ``levels`` {metric: value} draws a dashed line: what a perfect matcher or a
+    coin reaches.
     """
     names = list(dict.fromkeys(name for models in values.values() for name in models))
-    figure = Figure(figsize=(max(4.6, 1.5 + 3.1 * len(values)), 1.0 + 0.42 * len(names)), layout="constrained")
+    figure = Figure(figsize=(min(11.0, max(4.6, 1.5 + 3.1 * len(values))), 1.0 + 0.42 * len(names)), layout="constrained")
     for ax, (metric, models) in zip(figure.subplots(1, len(values), sharey=True, squeeze=False)[0], values.items()):
         for number, name in enumerate(names):
             if name not in models:
@@ -292,8 +293,8 @@ def result_dots(values: Mapping[str, Mapping[str, Sequence[float]]], ceiling: Ma
             spread = seeds.std(ddof=1) if len(seeds) > 1 else 0.0
             ax.plot(seeds, np.full(len(seeds), number + 0.24), "o", fillstyle="none", color=colour, markersize=4)
             ax.errorbar(seeds.mean(), number, xerr=spread, fmt="o", color=colour, capsize=3, markersize=7)
-        if ceiling is not None and metric in ceiling:
-            ax.axvline(ceiling[metric], color=BLACK, linestyle="--", linewidth=1.2)
+        if levels is not None and metric in levels:
+            ax.axvline(levels[metric], color=BLACK, linestyle="--", linewidth=1.2)
         ax.set_yticks(range(len(names)), names)
         ax.set(xlabel=f"{metric} ({unit})" if unit else metric, ylim=(len(names) - 0.5, -0.5))
         ax.grid(axis="x")

@@ -166,7 +166,7 @@ def test_word_attention_refuses_transposed_weights():
 
 
 def test_result_dots_mean_and_standard_deviation():
-    figure = viz.result_dots({"rsum": {"VSE++": [400.0, 410.0, 420.0], "SCAN": [500.0]}}, ceiling={"rsum": 560.0}, unit="")
+    figure = viz.result_dots({"rsum": {"VSE++": [400.0, 410.0, 420.0], "SCAN": [500.0]}}, levels={"rsum": 560.0}, unit="")
     (ax,) = drawn(figure)
     (bar, _, (line,)) = ax.containers[0].lines
     assert list(bar.get_xdata()) == [410.0]
