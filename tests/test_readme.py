@@ -19,8 +19,3 @@ def test_the_results_are_those_on_disk():
     assert printed.exit_code == 0, printed.output
     rows = [line for line in printed.output.splitlines() if line.startswith("|")]
     assert len(rows) > 5 and rows == [line for line in section[2].splitlines() if line.startswith("|")]
-
-
-def test_links_to_files_lead_somewhere():
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)\)", README)
-    assert links and not [link for link in links if not (Path(__file__).parents[1] / link).exists()]
