@@ -170,7 +170,8 @@ def test_kernel_that_dies_is_named(course, tmp_path):
 
 def test_second_runner_on_the_same_folder_is_refused(tmp_path):
     write_notebook(tmp_path / "notebooks", "00_slow", "import time\ntime.sleep(60)")
-    script = "from itm_lib import cli\ncli._prepare_scenes = lambda *_: None\ncli.main()"
+    script = ("import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job starts deaf to Ctrl-C
+              "from itm_lib import cli\ncli._prepare_scenes = lambda *_: None\ncli.main()")
     command = [sys.executable, "-c", script, "course", "--source", str(tmp_path / "notebooks"), "--runs", str(tmp_path / "runs")]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     lock = tmp_path / "runs" / "course" / "00_slow" / "00_slow.ipynb"
