@@ -9,10 +9,16 @@ mask (I, C) marks every entry that must not act as a negative. Hinge loss of VSE
 ``negatives="hardest"`` keeps the largest term, ``"all"`` keeps all. ``reduction="sum"`` adds up over pairs (and negatives);
 ``"mean"`` is the mean over pairs, with all negatives the mean over (pair, negative) terms. A model that gives every pair
 the same score therefore has a mean loss of 2δ either way: see :func:`collapsed_hinge`.
+
+Binary cross entropy of CAMP, scores in (0, 1)::
+
+    hardest negatives, of a pair:   -( 2 log S_ic + min_j log(1 - S_ij) + min_k log(1 - S_kc) )
+    all negatives:                  -( mean over pairs of log S_ic + mean over all I·C entries of log(1 - S_ij), 0 on positives )
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -81,3 +87,33 @@ def collapsed_hinge(num_images: int, num_captions: int, margin: float = 0.2, neg
     pairs = max(num_images, num_captions)
     per_pair = 2 if negatives == "hardest" else (num_captions - 1) + (num_images - 1)
     return margin * pairs * per_pair
+
+
+def bce_loss(scores: Tensor, pairs: tuple[Tensor, Tensor], positives: Tensor, negatives: Negatives = "hardest",
+             reduction: Reduction = "mean", eps: float = 1e-6) -> dict[str, Tensor]:
+    """Binary cross entropy of ``scores`` (I, C) in (0, 1), clamped to [eps, 1 - eps], where the gradient ends.
+
+    Arguments as in :func:`hinge_loss`. With hardest negatives ``{"loss", "positive", "i2t", "t2i"}``: each pair counts its
+    positive term twice and its hardest negative in the row and in the column; loss = positive + i2t + t2i. With all
+    negatives ``{"loss", "positive", "negative"}``, both means whatever the reduction.
+    """
+    rows, columns = pairs
+    scores = scores.clamp(eps, 1 - eps)
+    matched, foreign = -scores[rows, columns].log(), -torch.log1p(-scores).masked_fill(positives, 0)
+    if negatives == "all":
+        terms = {"positive": matched.mean(), "negative": foreign.mean()}
+    else:
+        pool = torch.mean if reduction == "mean" else torch.sum
+        terms = {"positive": 2 * pool(matched), "i2t": pool(foreign.amax(1)[rows]), "t2i": pool(foreign.amax(0)[columns])}
+    return {"loss": sum(terms.values()), **terms}
+
+
+def collapsed_bce(num_images: int, num_captions: int, negatives: Negatives = "hardest", reduction: Reduction = "mean") -> float:
+    """The BCE if all scores were 0.5 and images were paired with captions one to one.
+
+    4 ln 2 a pair with hardest negatives; ln 2 (2 - 1/B) over all negatives of B pairs.
+    """
+    pairs = max(num_images, num_captions)
+    if negatives == "all":
+        return math.log(2) * (2 - pairs / (num_images * num_captions))
+    return 4 * math.log(2) * (pairs if reduction == "sum" else 1)

@@ -8,6 +8,7 @@ from typing import Any
 from itm_lib.data.captions import Vocabulary
 from itm_lib.files import InputError, nearest
 from itm_lib.models.base import Encoding, MatchingModel, ModelConfig
+from itm_lib.models.camp import CAMP, CampConfig
 from itm_lib.models.ensemble import Ensemble
 from itm_lib.models.saving import checked_config, read_config, resolve_folder
 from itm_lib.models.scan import SCAN, SCANConfig
@@ -16,9 +17,10 @@ from itm_lib.models.vse import VSE, VSEConfig
 MODELS: dict[str, tuple[type[MatchingModel], type[ModelConfig]]] = {
     "vse": (VSE, VSEConfig),
     "scan": (SCAN, SCANConfig),
+    "camp": (CAMP, CampConfig),
 }
 
-__all__ = ["MODELS", "SCAN", "VSE", "Encoding", "Ensemble", "MatchingModel", "ModelConfig", "SCANConfig", "VSEConfig",
+__all__ = ["CAMP", "MODELS", "SCAN", "VSE", "CampConfig", "Encoding", "Ensemble", "MatchingModel", "ModelConfig", "SCANConfig", "VSEConfig",
            "build_model", "load_model", "model_classes"]
 
 
