@@ -1,9 +1,10 @@
-"""TrainConfig: every number that decides how a model is trained, and the learning rate that follows from it."""
+"""TrainConfig: every number that decides how a model is trained, and what follows from it: learning rate, frozen weights."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -48,6 +49,7 @@ class TrainConfig(BaseModel):
     decay_factor: float = Field(0.1, gt=0, le=1)         # of step: lr is multiplied by it at each decay_at
     warmup_steps: int = Field(0, ge=0)                   # lr rises linearly over the first steps
     clip: float | None = Field(2.0, gt=0)                # global norm of the gradients; null: no clipping
+    freeze: tuple[str, ...] = ()                         # parameters that do not train: "image", "text.embed", ...
     precision: Literal["no", "bf16", "fp16"] = "no"
     accumulate: int = Field(1, ge=1)
     seed: int = Field(0, ge=0, lt=2**31)
@@ -89,11 +91,45 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     return config.lr * factor
 
 
+def frozen_parameters(model: MatchingModel, freeze: Iterable[str]) -> dict[str, torch.nn.Parameter]:
+    """The parameters that ``freeze`` names, each by its name or by that of a module which holds it ("text", "text.rnn").
+
+    A name that the model does not have, and names that leave nothing to train, raise :class:`InputError`.
+    """
+    parameters = dict(model.named_parameters())
+    held = {}
+    for prefix in freeze:
+        own = {name: value for name, value in parameters.items() if f"{name}.".startswith(f"{prefix}.")}
+        if not own:
+            parts = [name.split(".") for name in parameters]
+            depth = max(map(len, parts)) if "." in prefix else 1
+            known = dict.fromkeys(".".join(each[:end]) for each in parts for end in range(1, depth + 1))
+            raise InputError(f"train.freeze: the model {model.name!r} has no parameters {prefix!r}; {nearest(prefix, known)}")
+        held.update(own)
+    if held and not any(value.requires_grad for name, value in parameters.items() if name not in held):
+        raise InputError(f"train.freeze {', '.join(freeze)} leaves nothing of the model {model.name!r} to train: freeze less")
+    return held
+
+
+@contextlib.contextmanager
+def frozen(model: MatchingModel, freeze: Iterable[str]) -> Iterator[None]:
+    """The parameters that ``freeze`` names ask for no gradient meanwhile; each is as before at the end."""
+    held = {parameter: parameter.requires_grad for parameter in frozen_parameters(model, freeze).values()}
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, asked in held.items():
+            parameter.requires_grad_(asked)
+
+
 def make_optimizer(model: MatchingModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer over ``model.parameter_groups()``; a group's ``lr_scale`` multiplies the learning rate."""
-    groups = [{"lr_scale": 1.0, **group} for group in model.parameter_groups()]
-    given = sum(parameter.numel() for group in groups for parameter in group["params"])
-    if not given:
+    """The optimizer over ``model.parameter_groups()``, less what is frozen; a group's ``lr_scale`` multiplies the learning rate."""
+    groups = [{"lr_scale": 1.0, **group, "params": [each for each in group["params"] if each.requires_grad]}
+              for group in model.parameter_groups()]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
         raise InputError(f"the model {model.name!r} has no parameters to train")
     shared = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":

@@ -29,7 +29,7 @@ from itm_lib.evaluation.ranking import RetrievalMetrics, map_at_r
 from itm_lib.evaluation.scoring import encode_dataset, evaluating, similarity_matrix
 from itm_lib.files import InputError, nearest, replace_atomically
 from itm_lib.models.base import MatchingModel
-from itm_lib.training.config import PRACTICAL, TrainConfig, learning_rate, make_optimizer
+from itm_lib.training.config import PRACTICAL, TrainConfig, frozen, frozen_parameters, learning_rate, make_optimizer
 from itm_lib.training.state import (
     History,
     Progress,
@@ -63,14 +63,15 @@ class Trainer:
     >>> history = Trainer(model, train, val, TrainConfig(epochs=5), "runs/first").fit()      # doctest: +SKIP
 
     ``progress=False`` draws no bar. ``on_epoch(history)`` is called after every epoch; a notebook draws with it.
-    Raises :class:`InputError` for another split than train and val, for splits that share pictures, and for data that
-    does not fit the model.
+    Parameters that ``config.freeze`` names keep their values, to the bit. Raises :class:`InputError` for another split than
+    train and val, for splits that share pictures, for data that does not fit the model, and for freezing what it lacks.
     """
 
     def __init__(self, model: MatchingModel, train: ImageCaptionDataset, val: ImageCaptionDataset, config: TrainConfig,
                  out_dir: str | Path, progress: bool = True, on_epoch: Callable[[History], None] | None = None):
         check_splits(model, train, val)
         check_metric(config.select_by, val)
+        frozen_parameters(model, config.freeze)
         self.model, self.train, self.val, self.config = model, train, val, config
         self.out_dir, self.progress_bar, self.on_epoch = Path(out_dir), progress, on_epoch
         self.sampler = BatchSampler(train, config.batch_size, model.batch_layout, config.seed)
@@ -85,7 +86,7 @@ class Trainer:
         ``resume=True`` goes on from the folder's last checkpoint, if there is one, and ends with the very weights of an
         uninterrupted run; otherwise what the folder holds of an earlier run is replaced.
         """
-        with sole_use(self.out_dir):
+        with sole_use(self.out_dir), frozen(self.model, self.config.freeze):
             self._accelerator = make_accelerator(self.config.precision)
             try:
                 self._start(resume)
@@ -176,7 +177,8 @@ class Trainer:
             group["lr"] = lr * group["lr_scale"]
         terms = self._backward(batches)
         if self.config.clip:
-            norm = float(self._accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip))
+            trained = [each for group in self._optimizer.param_groups for each in group["params"]]
+            norm = float(self._accelerator.clip_grad_norm_(trained, self.config.clip))
             if math.isfinite(norm):
                 terms["grad_norm"] = norm
             elif self._accelerator.scaler is None:  # with a scaler, the step is skipped and the scale lowered

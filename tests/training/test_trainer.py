@@ -428,6 +428,74 @@ def test_a_model_may_give_groups_with_learning_rates_of_their_own(splits, tmp_pa
     assert torch.equal(model.image.fc.weight, frozen)
 
 
+# --- frozen parameters --------------------------------------------------------------------------------------------------------
+
+FROZEN = ("image", "text.embed")
+
+
+class WatchedVSE(NoisyVSE):
+    """Remembers the gradients that were asked for while it trained."""
+
+    def forward(self, batch, gather=None):
+        self.asked = {name for name, value in self.named_parameters() if value.requires_grad}
+        return super().forward(batch, gather)
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "sgd", "weight_decay": 0.1}, {"optimizer": "adamw", "weight_decay": 0.1}])
+def test_frozen_parameters_keep_every_bit_and_the_others_train(settings, splits, tmp_path):
+    train, val = splits
+    model = make(WatchedVSE, train)
+    model.text.rnn.bias_hh_l0.requires_grad_(False)  # somebody's own choice, which is kept
+    start = {name: value.clone() for name, value in model.named_parameters()}
+    config = quick(freeze=FROZEN, clip=0.5, log_every=1, **settings)
+    history = Trainer(model, train, val, config, tmp_path, progress=False).fit()
+    same = {name for name, value in model.named_parameters() if torch.equal(value, start[name])}
+    assert same == {"image.fc.weight", "image.fc.bias", "text.embed.weight", "text.rnn.bias_hh_l0"} == start.keys() - model.asked
+    assert {name for name, value in model.named_parameters() if not value.requires_grad} == {"text.rnn.bias_hh_l0"}
+    groups = make_optimizer(model, config).param_groups
+    assert sum(len(group["params"]) for group in groups) == len(start) - 1  # nothing is frozen outside fit
+    assert history.best and len(load_checkpoint(tmp_path / "last.pt", Trainer(model, train, val, config, tmp_path)._run())[2][
+        "optimizer"]["param_groups"][0]["params"]) == len(model.asked)
+
+
+def test_clipping_sees_the_trained_parameters_alone(splits, tmp_path):
+    train, val = splits
+    model = make(VSE, train)
+    model.image.fc.weight.grad = torch.full_like(model.image.fc.weight, 1e6)  # left over from something else
+    settings = {"epochs": 1, "batch_size": 60, "log_every": 1, "optimizer": "sgd", "momentum": 0, "clip": 1e-3, "lr": 1.0}
+    start = {name: value.clone() for name, value in model.named_parameters()}
+    history = Trainer(model, train, val, quick(freeze=["image"], **settings), tmp_path, progress=False).fit()
+    assert all(row["grad_norm"] < 100 for row in history.steps)
+    moved = sum(((value - start[name]) ** 2).sum() for name, value in model.named_parameters()) ** 0.5
+    assert 0.5e-3 < moved <= len(history.steps) * 1e-3 * 1.01
+
+
+def test_a_stopped_run_with_frozen_parameters_goes_on_exactly(splits, tmp_path):
+    config = quick(epochs=2, save_every=2, freeze=FROZEN)
+    whole, stopped, resumed = (make(NoisyVSE, splits[0]) for _ in range(3))
+    expected = Trainer(whole, *splits, config, tmp_path / "whole", progress=False).fit()
+    stopped.stop_at = 6
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(stopped, *splits, config, tmp_path / "run", progress=False).fit()
+    assert all(value.requires_grad for value in stopped.parameters())
+    nn.init.normal_(resumed.image.fc.weight)
+    history = Trainer(resumed, *splits, config, tmp_path / "run", progress=False).fit(resume=True)
+    assert same_weights(whole, resumed) and without_time(history) == without_time(expected)
+
+
+@pytest.mark.parametrize(("freeze", "line"), [
+    (["imgae"], "train.freeze: the model 'vse' has no parameters 'imgae'; did you mean 'image'?"),
+    (["gru"], "train.freeze: the model 'vse' has no parameters 'gru'; choose one of image, text"),
+    (["text.embedding"], "train.freeze: the model 'vse' has no parameters 'text.embedding'; did you mean 'text.embed"),
+    (["image", "text"], "train.freeze image, text leaves nothing of the model 'vse' to train: freeze less"),
+    ("image", "train.freeze = 'image': input should be a valid tuple"),
+])
+def test_what_cannot_be_frozen_is_one_line(freeze, line, splits, tmp_path):
+    with pytest.raises(InputError) as error:
+        Trainer(make(VSE, splits[0]), *splits, quick(freeze=freeze), tmp_path)
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
 def test_accumulated_gradients_are_the_mean_over_the_batches(splits, tmp_path):
     train, val = splits
     model = make(VSE, train, warmup_epochs=0)
