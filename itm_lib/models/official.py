@@ -3,6 +3,10 @@
 The authors save ``{"model": [state of the image encoder, state of the text encoder, ...], "opt": their options, ...}``.
 Sizes are read from the tensors' shapes, settings that shapes cannot tell from ``opt`` where the file has it, and ``config``
 overrides both. ``config`` may use our names (``direction``) or the authors' (``cross_attn``).
+
+SCAN: two parts, ``img_enc`` and ``txt_enc``. CAMP: ``sim`` besides, with both its measures: ``gate_fusion_new`` where the
+part has ``fc_1``, otherwise ``cross_attention_new``, pooled by attention where it has ``reduce_layer_1``. The loss comes from
+``loss_func``, BCE where nothing says otherwise: the released code always takes BCE.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +23,8 @@ import torch
 from torch import Tensor
 
 from itm_lib.files import InputError
-from itm_lib.models.base import MatchingModel
+from itm_lib.models.base import MatchingModel, ModelConfig
+from itm_lib.models.camp import CAMP, CampConfig
 from itm_lib.models.saving import checked_config
 from itm_lib.models.scan import SCAN, SCANConfig
 
@@ -27,16 +33,37 @@ PARTS = ("img_enc", "txt_enc", "sim", "criterion")  # the order in which the aut
 WEIGHT_NORM = {"fc.weight_g": "fc.parametrizations.weight.original0", "fc.weight_v": "fc.parametrizations.weight.original1"}
 AGGREGATIONS = {"LogSumExp": "lse", "Mean": "mean", "Max": "max", "Sum": "sum"}
 
-# the authors' option -> our field and the value's translation
-SCAN_OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+# modules of CAMP's part ``sim`` -> ours
+CAMP_MODULES = {
+    "img_key_fc": "attention.image_key", "txt_key_fc": "attention.text_key",
+    "img_query_fc": "attention.image_query", "txt_query_fc": "attention.text_query",
+    "weighted_img_key_fc": "attention.image_message_key", "weighted_txt_key_fc": "attention.text_message_key",
+    "weighted_img_query_fc": "attention.image_message_query", "weighted_txt_query_fc": "attention.text_message_query",
+    "fc_1.0": "fusion.regions", "fc_2.0": "fusion.words", "fc_out.0": "head.0", "fc_out.3": "head.2",
+    **{f"{name}_{number}.linear.{layer}": f"summary.{side}.{layer}" for name in ("final_reduce", "reduce_layer")
+       for number, side in ((1, "regions"), (2, "words")) for layer in (0, 2)},
+}
+
+# the authors' option -> our field and the value's translation; None: known, but the tensors say it
+Options = Mapping[str, tuple[str, Callable[[Any], Any]] | None]
+COMMON_OPTIONS: Options = {
     "img_dim": ("region_dim", int), "embed_size": ("embed_dim", int), "word_dim": ("word_dim", int),
     "vocab_size": ("vocab_size", int), "num_layers": ("gru_layers", int), "bi_gru": ("bidirectional", bool),
-    "precomp_enc_type": ("image_projection", lambda value: "weight_norm" if value == "weight_norm" else "linear"),
     "no_imgnorm": ("image_norm", lambda value: not value), "no_txtnorm": ("text_norm", lambda value: not value),
+    "margin": ("margin", float), "max_violation": ("negatives", lambda value: "hardest" if value else "all"),
+}
+SCAN_OPTIONS: Options = {
+    **COMMON_OPTIONS,
+    "precomp_enc_type": ("image_projection", lambda value: "weight_norm" if value == "weight_norm" else "linear"),
     "cross_attn": ("direction", str), "agg_func": ("aggregation", lambda value: AGGREGATIONS.get(value, value)),
     "raw_feature_norm": ("raw_feature_norm", str), "lambda_softmax": ("lambda_softmax", float),
-    "lambda_lse": ("lambda_lse", float), "margin": ("margin", float),
-    "max_violation": ("negatives", lambda value: "hardest" if value else "all"),
+    "lambda_lse": ("lambda_lse", float),
+}
+CAMP_OPTIONS: Options = {
+    **COMMON_OPTIONS,
+    "loss_func": ("objective", lambda value: "bce" if value == "BCE" else "ranking"), "num_attn": ("num_heads", int),
+    "max_length": ("pad_to", lambda value: int(value) + 3),  # they pad three places past the longest caption they keep
+    "measure": None, "fusion_func": None, "self_attention": None,
 }
 
 
@@ -44,7 +71,7 @@ def load_official(path_or_state: Any, method: str, config: Mapping[str, Any] | N
     """The authors' checkpoint as our model, in evaluation mode, in the dtype of its tensors.
 
     ``path_or_state``: a file saved by the authors' code, or what it holds: a dict with ``"model"``, a list of the parts'
-    state dicts, or one dict whose keys start with the part (``img_enc/fc.weight``). ``method``: ``"scan"``.
+    state dicts, or one dict whose keys start with the part (``img_enc/fc.weight``). ``method``: ``"scan"`` or ``"camp"``.
     Raises :class:`InputError` for another method, a damaged file, or a state that is not of this method.
     """
     if method not in LOADERS:
@@ -57,11 +84,12 @@ def load_official(path_or_state: Any, method: str, config: Mapping[str, Any] | N
 
 
 def read_torch_file(path: Path) -> Any:
-    """What a torch file holds, on the CPU. Only tensors, plain containers and argparse's Namespace are read from it."""
+    """What a torch file holds, on the CPU. Only tensors, plain containers and option lists are read from it: argparse's
+    Namespace, and easydict's EasyDict as a plain dict."""
     if not path.is_file():
         raise InputError(f"no checkpoint {path}: check the path")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "easydict.EasyDict")]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         why = " ".join(str(error).split())[:160]
@@ -87,14 +115,14 @@ def split_parts(content: Any, where: str) -> dict[str, State]:
             for part, state in parts.items()}
 
 
-def translate_options(options: Mapping[str, Any], table: Mapping[str, tuple[str, Callable[[Any], Any]]],
-                      fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+def translate_options(options: Mapping[str, Any], table: Options, fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Settings in our names. Options of training alone are left out; what looks like a misspelt name is an error."""
     values = {}
     for key, value in options.items():
         if key in table:  # before our own names: word_dim and others are both
-            our, convert = table[key]
-            values[our] = convert(value)
+            if table[key] is not None:
+                our, convert = table[key]
+                values[our] = convert(value)
         elif key in fields:
             values[key] = value
         else:
@@ -104,30 +132,75 @@ def translate_options(options: Mapping[str, Any], table: Mapping[str, tuple[str,
     return values
 
 
-def load_scan(parts: dict[str, State], options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> SCAN:
-    """SCAN from ``img_enc`` and ``txt_enc``."""
+def check_parts(parts: dict[str, State], names: Sequence[str], complete: bool, what: str, where: str) -> None:
+    """An error that says what was found, unless the parts are ``names`` and ``complete``."""
     image, text = parts.get("img_enc", {}), parts.get("txt_enc", {})
-    complete = {"fc.weight", "fc.weight_v"} & set(image) and {"embed.weight", "rnn.weight_ih_l0"} <= set(text)
-    if set(parts) != {"img_enc", "txt_enc"} or not complete:
+    encoders = {"fc.weight", "fc.weight_v"} & set(image) and {"embed.weight", "rnn.weight_ih_l0"} <= set(text)
+    if set(parts) != set(names) or not encoders or not complete:
         found = ", ".join(f"{part}: {', '.join(list(state)[:3])}" for part, state in parts.items())
-        line = f"{where} is not a SCAN checkpoint, which has img_enc fc and txt_enc embed, rnn; found {found}"
-        raise InputError(line[:300])
-    layers = sum(key.startswith("rnn.weight_ih_l") and not key.endswith("_reverse") for key in text)
+        raise InputError(f"{where} is not {what}; found {found}"[:400])
+
+
+def encoder_sizes(parts: dict[str, State]) -> dict[str, Any]:
+    """The settings of both encoders that their tensors' shapes tell."""
+    image, text = parts["img_enc"], parts["txt_enc"]
     matrix = image.get("fc.weight", image.get("fc.weight_v"))
-    shapes = {
+    return {
         "region_dim": matrix.shape[1], "embed_dim": matrix.shape[0], "vocab_size": text["embed.weight"].shape[0],
-        "word_dim": text["embed.weight"].shape[1], "gru_layers": layers,
-        "bidirectional": "rnn.weight_ih_l0_reverse" in text,
+        "word_dim": text["embed.weight"].shape[1], "bidirectional": "rnn.weight_ih_l0_reverse" in text,
+        "gru_layers": sum(key.startswith("rnn.weight_ih_l") and not key.endswith("_reverse") for key in text),
         "image_projection": "weight_norm" if "fc.weight_v" in image else "linear",
     }
-    named = {key: value for key, value in options.items() if key in SCAN_OPTIONS}  # options of the file hold much else
-    values = {**translate_options(named, SCAN_OPTIONS, SCANConfig.model_fields, where), **shapes,
-              **translate_options(config, SCAN_OPTIONS, SCANConfig.model_fields, where)}
-    model = SCAN(checked_config(SCANConfig, {"compat": "official", **values}, where))
+
+
+def encoder_state(parts: dict[str, State]) -> State:
+    """The weights of both encoders under our names."""
+    image = parts["img_enc"]
     if image.get("fc.weight_g", torch.empty(0)).numel() == 1:
         image = {**image, "fc.weight_g": image["fc.weight_g"].reshape(())}  # older torch kept it as a vector of one
-    state = {f"image.{WEIGHT_NORM.get(key, key)}": value for key, value in image.items()}
-    return filled(model, {**state, **{f"text.{key}": value for key, value in text.items()}}, where)
+    return {**{f"image.{WEIGHT_NORM.get(key, key)}": value for key, value in image.items()},
+            **{f"text.{key}": value for key, value in parts["txt_enc"].items()}}
+
+
+def official_config(config_class: type[ModelConfig], table: Options, options: Mapping[str, Any], shapes: Mapping[str, Any],
+                    config: Mapping[str, Any], where: str) -> ModelConfig:
+    """Settings in official compat: the file's ``options``, over them what ``shapes`` tell, over them ``config``."""
+    fields = config_class.model_fields
+    named = {key: value for key, value in options.items() if key in table}  # options of the file hold much else
+    values = {**translate_options(named, table, fields, where), **shapes, **translate_options(config, table, fields, where)}
+    return checked_config(config_class, {"compat": "official", **values}, where)
+
+
+def load_scan(parts: dict[str, State], options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> SCAN:
+    """SCAN from ``img_enc`` and ``txt_enc``."""
+    check_parts(parts, ("img_enc", "txt_enc"), True, "a SCAN checkpoint, which has img_enc fc and txt_enc embed, rnn", where)
+    model = SCAN(official_config(SCANConfig, SCAN_OPTIONS, options, encoder_sizes(parts), config, where))
+    return filled(model, encoder_state(parts), where)
+
+
+def load_camp(parts: dict[str, State], options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> CAMP:
+    """CAMP from ``img_enc``, ``txt_enc`` and ``sim``, of the measure gate_fusion_new or cross_attention_new."""
+    sim = parts.get("sim", {})
+    what = "a CAMP checkpoint of measure gate_fusion_new or cross_attention_new, which has img_enc, txt_enc and sim with"
+    needed = {"img_key_fc.weight", "weighted_img_key_fc.weight"}
+    check_parts(parts, ("img_enc", "txt_enc", "sim"), needed <= set(sim), f"{what} img_key_fc, weighted_img_key_fc", where)
+    shapes = {**encoder_sizes(parts), **camp_settings(sim)}
+    state = encoder_state(parts)
+    for key, value in sim.items():
+        module, _, name = key.rpartition(".")
+        state[f"{CAMP_MODULES.get(module, f'sim.{module}')}.{name}"] = value
+    return filled(CAMP(official_config(CampConfig, CAMP_OPTIONS, options, shapes, config, where)), state, where)
+
+
+def camp_settings(sim: State) -> dict[str, Any]:
+    """What the names and shapes of ``sim`` tell: the measure, its fusion, its pooling and the number of heads."""
+    summary = next((sim[key] for key in ("final_reduce_1.linear.2.weight", "reduce_layer_1.linear.2.weight") if key in sim), None)
+    heads = {} if summary is None else {"num_heads": summary.shape[0]}
+    if "fc_1.0.weight" in sim:
+        shape = sim["fc_1.0.weight"].shape
+        return {"fusion": "concat" if shape[-1] == 2 * shape[0] else "sum", **heads}
+    aggregation = "mean" if summary is None else "attention"
+    return {"fusion": "none", "message_norm": False, "score": "cosine", "aggregation": aggregation, **heads}
 
 
 def filled(model: MatchingModel, state: State, where: str) -> MatchingModel:
@@ -143,4 +216,4 @@ def filled(model: MatchingModel, state: State, where: str) -> MatchingModel:
 
 
 Loader = Callable[[dict[str, State], Mapping[str, Any], Mapping[str, Any], str], MatchingModel]
-LOADERS: dict[str, Loader] = {"scan": load_scan}
+LOADERS: dict[str, Loader] = {"scan": load_scan, "camp": load_camp}
