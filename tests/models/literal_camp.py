@@ -26,7 +26,7 @@ def literal_camp(state: State, config: Any, regions: Tensor, region_mask: Tensor
     """
     if word_mask is not None:
         words = words.masked_fill(~word_mask[..., None], 0)
-    if config.aggregation == "mean" and config.mean_over == "pad_to":
+    if _over_padding(config):
         missing = config.pad_to - words.shape[1]
         word_mask = word_mask if word_mask is not None else torch.ones(words.shape[:2], dtype=torch.bool)
         words, word_mask = pad(words, (0, 0, 0, missing)), pad(word_mask, (0, missing))
@@ -48,15 +48,19 @@ def _scores(state: State, config: Any, v: Tensor, t: Tensor, mask: Tensor | None
             to_v, to_t = _unit(to_v), _unit(to_t)
         fused_v = _fused(state, config, "regions", v, to_v, seen)
         fused_t = _fused(state, config, "words", t, to_t, seen)
-    everywhere = config.mean_over == "pad_to" and config.aggregation == "mean"
     x = _unit(_pooled(state, config, "regions", fused_v, None, seen))
-    y = _unit(_pooled(state, config, "words", fused_t, None if everywhere else mask, seen))
+    y = _unit(_pooled(state, config, "words", fused_t, None if _over_padding(config) else mask, seen))
     _keep(seen, final_regions=x, final_words=y)
     if config.score == "cosine":
         return (x * y).sum(-1)
     joint = torch.cat([x, y], -1) if config.fusion in ("concat", "none") else x + y
     hidden = torch.relu(linear(joint, state["head.0.weight"], state["head.0.bias"]))
     return torch.sigmoid(linear(hidden, state["head.2.weight"], state["head.2.bias"])).squeeze(-1)
+
+
+def _over_padding(config: Any) -> bool:
+    """Whether the messages' mean goes over ``pad_to`` positions: the cross-attention model alone has one."""
+    return (config.mean_over, config.aggregation, config.fusion) == ("pad_to", "mean", "none") and config.messages != "none"
 
 
 def _messages(state: State, config: Any, v: Tensor, t: Tensor, mask: Tensor | None, seen: Seen | None) -> tuple[Tensor, Tensor]:
