@@ -115,10 +115,10 @@ def data_check(folder: Annotated[Path, typer.Argument(help="a dataset folder")])
 def train(
     recipe: Annotated[str, typer.Argument(help="a recipe file, or the name of one that comes with itm_lib")],
     out: Annotated[Path, typer.Option(help="folder of the run: the model, its history, and its state for going on")],
-    override: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe, e.g. train.epochs=5")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe: train.epochs=5, stages.NAME.train.lr=1e-3")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of going on with the run in --out")] = False,
 ) -> None:
-    """Train a model by a recipe and measure it on val. A run that was stopped goes on, with the same numbers."""
+    """Train a model by a recipe, stage by stage if it has stages, and measure it on val. A stopped run goes on, with the same numbers."""
     from itm_lib.training.recipe import load_recipe, run_recipe
 
     run = run_recipe(load_recipe(recipe, override or []), out, resume=not fresh)

@@ -140,3 +140,13 @@ def test_train_evaluate_report(itm, folder, tmp_path):
     assert f"{stored.metrics['rsum'].mean:.1f}" in out
     code, _, err = itm("train", tmp_path / "recipe.yaml", "--out", run, "--set", "train.epohcs=1")
     assert code == 2 and "epochs" in err and err.count("\n") == 1
+
+
+def test_train_in_stages(itm, folder, tmp_path):
+    stages = "stages: [{name: first, train: {epochs: 1}}, {name: last, train: {freeze: [image]}}]\n"
+    write_text(tmp_path / "recipe.yaml", RECIPE.format(folder=folder.as_posix()) + stages)
+    code, out, err = itm("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run", "--set", "stages.last.train.epochs=1")
+    assert code == 0 and "rsum" in out, err
+    assert "stage 1 of 2: first\n" in err and "stage 2 of 2: last, 11 of 11 tensors from first\n" in err
+    code, _, err = itm("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run", "--set", "stages.lats.train.epochs=1")
+    assert code == 2 and err.endswith("no stage is called 'lats'; did you mean 'last'?\n") and err.count("\n") == 1

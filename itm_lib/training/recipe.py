@@ -5,32 +5,47 @@
     data:  {name: openmoji_scenes, variant: default, size: quick, seed: 0}     # or {folder: path/to/dataset}
     model: {method: scan, direction: t2i, embed_dim: 64}                       # settings of the model's config
     train: {epochs: 20, batch_size: 64, lr: 2e-3}                              # fields of TrainConfig
+    stages:                                                                    # if it is trained in stages
+      - {name: warm_start, model: {negatives: all}, train: {epochs: 5}}        # laid over model and train
+      - {name: fine_tune, train: {lr: 2e-4, freeze: [image]}}
+
+Stages are trained one after the other, each with its own optimizer, schedule, warm-up and best epoch on val. A stage starts with
+the best weights of the stage before, wherever a tensor's name and shape are in both models; what is new has random weights of
+the seed. The final stage's files are where a run without stages has them, those of the others in a folder of the stage's name.
 
 Recipes that come with the library are found by name, "embedded/scan_ti_avg" or "scan_ti_avg".
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from tqdm import tqdm
 
 import itm_lib
-from itm_lib.data.dataset import open_split
+from itm_lib.data.dataset import ImageCaptionDataset, open_split
 from itm_lib.evaluation import evaluate
 from itm_lib.files import InputError, nearest, write_text
 from itm_lib.models import MatchingModel, build_model, model_classes
 from itm_lib.training.config import TrainConfig, problem_line
-from itm_lib.training.state import History, seed_everything
-from itm_lib.training.trainer import Trainer
+from itm_lib.training.state import History, seed_everything, sole_use
+from itm_lib.training.trainer import BEST, LAST, Trainer
 
 RECIPES = Path(itm_lib.__file__).parent / "assets" / "recipes"
 FROM_DATA = {"region_dim": 1, "vocab_size": 4}  # stand-ins for what the data decides, to check the other settings
 MODEL_FOLDER = "model"
+STAGE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # it names a folder, and stands between dots in overrides
 
 
 class DataSection(BaseModel):
@@ -66,6 +81,26 @@ class DataSection(BaseModel):
         return scenes.prepare(self.variant, self.size, self.seed, progress=progress)
 
 
+class Stage(BaseModel):
+    """One stage of a recipe: its settings laid over those of the recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    model: dict[str, Any]
+    train: TrainConfig
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting with its default filled in, as JSON values; the data's sizes left out of the model's."""
+        config = model_classes(self.model["method"])[1](**_settings(self.model), **FROM_DATA)
+        model = {"method": self.model["method"], **config.model_dump(mode="json", exclude=set(FROM_DATA))}
+        return {"name": self.name, "model": model, "train": self.train.model_dump(mode="json")}
+
+    def build(self, region_dim: int, vocabulary_size: int) -> MatchingModel:
+        """The model, with random weights of the current seed."""
+        return build_model(self.model["method"], _settings(self.model), region_dim, vocabulary_size)
+
+
 class Recipe(BaseModel):
     """One run. ``model`` is ``method`` and the settings of that method's config; what is left out has its default.
 
@@ -77,6 +112,7 @@ class Recipe(BaseModel):
     data: DataSection
     model: dict[str, Any]
     train: TrainConfig
+    stages: tuple[Stage, ...] = ()
 
     @classmethod
     def parse(cls, content: Any, where: str = "recipe") -> Recipe:
@@ -85,38 +121,48 @@ class Recipe(BaseModel):
         for name in sections:
             if name not in cls.model_fields:
                 raise InputError(f"{where}: unknown key {name!r}; {nearest(name, cls.model_fields)}")
-        for name in cls.model_fields:
+        for name in ("data", "model", "train"):
             if name not in sections:
                 raise InputError(f"{where}: {name!r} is missing; a recipe has the sections data, model and train")
         data, model, train = (_mapping(sections[name], where, name) for name in ("data", "model", "train"))
-        return cls(data=_checked_data(data, where), model=_checked_model(model, where), train=_checked_train(train, where))
+        return cls(data=_checked_data(data, where), model=_checked_model(model, where), train=_checked_train(train, where),
+                   stages=_checked_stages(sections.get("stages"), model, train, where))
 
     @property
     def method(self) -> str:
         return self.model["method"]
 
+    @property
+    def plan(self) -> tuple[Stage, ...]:
+        """What is trained, in order: the stages, or the recipe itself as one without a name."""
+        return self.stages or (Stage(name="", model=self.model, train=self.train),)
+
     def resolved(self) -> dict[str, Any]:
-        """Every setting with its default filled in, as JSON values; the data's sizes left out of the model's."""
-        config = model_classes(self.method)[1](**_settings(self.model), **FROM_DATA)
-        model = {"method": self.method, **config.model_dump(mode="json", exclude=set(FROM_DATA))}
+        """Every setting with its default filled in, as JSON values; the data's sizes left out of the models'."""
+        base = Stage(name="", model=self.model, train=self.train).resolved()
         data = self.data.model_dump(mode="json", exclude_none=True)
         if self.data.folder is not None:
             data = {"folder": self.data.folder}
-        return {"data": data, "model": model, "train": self.train.model_dump(mode="json")}
+        stages = {"stages": [stage.resolved() for stage in self.stages]} if self.stages else {}
+        return {"data": data, "model": base["model"], "train": base["train"], **stages}
 
     def build(self, region_dim: int, vocabulary_size: int) -> MatchingModel:
-        """The model, with random weights of the current seed."""
-        return build_model(self.method, _settings(self.model), region_dim, vocabulary_size)
+        """The model that comes out, the final stage's, with random weights of the current seed."""
+        return self.plan[-1].build(region_dim, vocabulary_size)
 
 
 @dataclass
 class Run:
-    """What :func:`run_recipe` gives: the trained model, its history, its metrics on val, and where it is saved."""
+    """What :func:`run_recipe` gives: the trained model, its history, its metrics on val, and where it is saved.
+
+    ``stages``: the history of each stage by its name, in order; empty for a recipe without stages.
+    """
 
     model: MatchingModel
     history: History
     metrics: dict[str, float]
     folder: Path
+    stages: dict[str, History] = field(default_factory=dict)
 
 
 def recipe_names() -> list[str]:
@@ -125,7 +171,10 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of that name, or in that file, with ``overrides`` like ``"train.lr=1e-3"`` laid over it."""
+    """The recipe of that name, or in that file, with ``overrides`` laid over it.
+
+    An override is ``"train.lr=1e-3"``, or ``"stages.fine_tune.train.lr=1e-3"`` for the stage of that name.
+    """
     return Recipe.parse(override(read_yaml(_find(str(name_or_path))), overrides), f"recipe {name_or_path}")
 
 
@@ -139,31 +188,95 @@ def run_recipe(recipe: Recipe, out_dir: str | Path, resume: bool = False, progre
     out_dir = Path(out_dir)
     folder = data if data is not None else recipe.data.prepare(progress)
     train, val = open_split(folder, "train"), open_split(folder, "val")
-    seed_everything(recipe.train.seed)
-    model = recipe.build(train.regions.dim, len(train.vocabulary))
-    trainer = Trainer(model, train, val, recipe.train, out_dir, progress, on_epoch)
-    history = trainer.fit(resume)
-    write_text(out_dir / "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
-    model.save_pretrained(out_dir / MODEL_FOLDER, train.vocabulary, {"recipe": recipe.resolved()})
-    return Run(model, history, evaluate(model, folder, split="val"), out_dir)
+    metadata: dict[str, Any] = {"recipe": recipe.resolved()}
+    with sole_use(out_dir, ".stages.lock") if recipe.stages else contextlib.nullcontext():
+        trainers = _trainers(recipe, train, val, out_dir, progress, on_epoch)
+        if recipe.stages and not resume:
+            for trainer in reversed(trainers):  # no later stage may go on from where another run left it
+                (trainer.out_dir / LAST).unlink(missing_ok=True)
+        for number, trainer in enumerate(trainers):
+            start = _take_over(trainer, trainers[number - 1]) if number else None
+            if trainer.stage and progress:
+                tqdm.write(_stage_line(number, trainers, start), file=sys.stderr)
+            history = trainer.fit(resume, start)
+            if trainer.stage:
+                done = {"stage": trainer.stage, "best_epoch": history.best["epoch"], **(start or {})}
+                metadata["stages"] = [*metadata.get("stages", []), done]
+            trainer.model.save_pretrained(trainer.out_dir / MODEL_FOLDER, train.vocabulary, dict(metadata))
+        write_text(out_dir / "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
+    histories = {trainer.stage: trainer.history for trainer in trainers if trainer.stage}
+    return Run(trainer.model, history, evaluate(trainer.model, folder, split="val"), out_dir, histories)
+
+
+def _trainers(recipe: Recipe, train: ImageCaptionDataset, val: ImageCaptionDataset, out_dir: Path, progress: bool,
+              on_epoch: Callable[[History], None] | None) -> list[Trainer]:
+    """One trainer a stage, each with a model of its own, so that whatever does not fit is told before anything is trained."""
+    trainers: list[Trainer] = []
+    for stage in recipe.plan:
+        seed_everything(stage.train.seed)
+        model = stage.build(train.regions.dim, len(train.vocabulary))
+        if trainers and not shared_tensors(trainers[-1].model, model):
+            raise InputError(f"stage {stage.name!r} has no tensor whose name and shape stage {trainers[-1].stage!r} has too, so it "
+                             "cannot start from it: keep sizes like embed_dim and word_dim the same")
+        folder = out_dir if stage is recipe.plan[-1] else out_dir / stage.name
+        trainers.append(Trainer(model, train, val, stage.train, folder, progress, on_epoch, stage.name))
+    return trainers
+
+
+def shared_tensors(first: MatchingModel, second: MatchingModel) -> list[str]:
+    """The names of parameters and buffers that both models have in the same shape."""
+    other = first.state_dict()
+    return [name for name, value in second.state_dict().items() if name in other and other[name].shape == value.shape]
+
+
+def _take_over(trainer: Trainer, before: Trainer) -> dict[str, Any]:
+    """Give the trainer's model the weights that it shares with the trained one of ``before``; says what was taken."""
+    own, other = trainer.model.state_dict(), before.model.state_dict()
+    taken = shared_tensors(before.model, trainer.model)
+    with torch.no_grad():
+        for name in taken:
+            own[name].copy_(other[name])
+    weights = hashlib.sha256((before.out_dir / BEST).read_bytes()).hexdigest()
+    return {"after": before.stage, "taken": len(taken), "tensors": len(own), "weights": weights}
+
+
+def _stage_line(number: int, trainers: list[Trainer], start: dict[str, Any] | None) -> str:
+    origin = f", {start['taken']} of {start['tensors']} tensors from {start['after']}" if start else ""
+    return f"stage {number + 1} of {len(trainers)}: {trainers[number].stage}{origin}"
 
 
 def override(content: Any, overrides: Iterable[str]) -> Any:
-    """``content`` with each ``section.key=value`` set; the value is read as YAML."""
-    content = {name: dict(part) if isinstance(part, Mapping) else part for name, part in content.items()} \
-        if isinstance(content, Mapping) else content
+    """``content`` with each ``section.key=value`` and ``stages.name.section.key=value`` set; the value is read as YAML."""
+    content = deepcopy(content)
     for text in overrides:
         key, equals, value = text.partition("=")
-        section, dot, name = key.strip().partition(".")
-        if not (equals and dot and section and name):
+        *place, name = key.strip().split(".")
+        if not (equals and name and place and all(place)):
             raise InputError(f"cannot read the override {text!r}: write it as section.key=value, for example train.lr=1e-3")
-        if not isinstance(content, Mapping) or not isinstance(content.setdefault(section, {}), Mapping):
-            raise InputError(f"cannot set {key!r}: the recipe has no section {section!r}")
         try:
-            content[section][name] = yaml.safe_load(value)
+            parsed = yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"cannot read the value of the override {text!r}: it is not valid YAML") from None
+        _section(content, place, key)[name] = parsed
     return content
+
+
+def _section(content: Any, place: list[str], key: str) -> dict[str, Any]:
+    """The section that an override speaks of: ["train"], or ["stages", name of the stage, "train"]."""
+    if place[0] == "stages":
+        stages = content.get("stages") if isinstance(content, Mapping) else None
+        stages = {str(stage.get("name")): stage for stage in stages or [] if isinstance(stage, dict)} if isinstance(stages, list) else {}
+        if not stages:
+            raise InputError(f"cannot set {key!r}: the recipe has no stages")
+        if len(place) != 3:
+            raise InputError(f"cannot set {key!r}: write it as stages.name.section.key, for example "
+                             f"stages.{next(iter(stages))}.train.lr=1e-3")
+        if place[1] not in stages:
+            raise InputError(f"cannot set {key!r}: no stage is called {place[1]!r}; {nearest(place[1], stages)}")
+        content, place = stages[place[1]], place[2:]
+    if len(place) != 1 or not isinstance(content, dict) or not isinstance(content.setdefault(place[0], {}), dict):
+        raise InputError(f"cannot set {key!r}: the recipe has no section {'.'.join(place)!r}")
+    return content[place[0]]
 
 
 def read_yaml(path: Path) -> Any:
@@ -229,6 +342,31 @@ def _checked_model(model: dict[str, Any], where: str) -> dict[str, Any]:
     except ValidationError as error:
         raise InputError(f"{where}: {problem_line(error, ['method', *known], 'model.')}") from None
     return model
+
+
+def _checked_stages(content: Any, model: dict[str, Any], train: dict[str, Any], where: str) -> tuple[Stage, ...]:
+    if content is not None and not isinstance(content, list):
+        raise InputError(f"{where}: 'stages' must be a list of stages, each with a name, not {content!r:.40}")
+    stages: list[Stage] = []
+    for number, each in enumerate(content or [], 1):
+        part = _mapping(each, where, f"stages, number {number}")
+        name = part.get("name")
+        if not isinstance(name, str) or not re.fullmatch(STAGE_NAME, name) or name == MODEL_FOLDER:
+            raise InputError(f"{where}: stage number {number} needs a name of letters, digits, '_' and '-', other than "
+                             f"{MODEL_FOLDER!r}, not {name!r:.40}")
+        if name in [stage.name for stage in stages]:
+            raise InputError(f"{where}: two stages are called {name!r}")
+        for key in part:
+            if key not in Stage.model_fields:
+                raise InputError(f"{where}: unknown key 'stages.{name}.{key}'; {nearest(key, Stage.model_fields)}")
+        place = f"{where}, stage {name}"
+        own = {section: _mapping(part.get(section) or {}, place, section) for section in ("model", "train")}
+        if own["model"].get("method", model["method"]) != model["method"]:
+            raise InputError(f"{place}: model.method is {own['model']['method']!r}, the recipe's is {model['method']!r}: "
+                             "all stages train one method")
+        stages.append(Stage(name=name, model=_checked_model({**model, **own["model"]}, place),
+                            train=_checked_train({**train, **own["train"]}, place)))
+    return tuple(stages)
 
 
 def _settings(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,8 +27,11 @@ FORMAT = 1
 
 
 class History(list[dict[str, Any]]):
-    """Rows of a run, in order; every row has ``kind``, ``epoch`` (epochs done) and ``step`` (steps done).
+    """Rows of a run, in order; every row has ``kind``, ``epoch`` (epochs done), ``step`` (steps done) and, if the run is
+    one of a recipe's stages, ``stage``, its name.
 
+    * ``kind="start"``, of a stage that begins with the weights of another: its name as ``after``, the SHA-256 of its best
+      weights, and how many of this model's ``tensors`` were ``taken`` from them
     * ``kind="steps"``: means over the steps since the last such row: ``loss`` and its terms, ``grad_norm``; and
       ``collapsed_loss``, what a model that scores all pairs the same would have had; ``lr``
     * ``kind="epoch"``: mean ``loss`` and ``collapsed_loss`` of the epoch, ``seconds`` since the start and, if the epoch was
@@ -173,10 +176,10 @@ def differences(there: Any, here: Any, key: str = "") -> Iterator[tuple[str, Any
 
 
 @contextlib.contextmanager
-def sole_use(folder: Path) -> Iterator[None]:
+def sole_use(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Make ``folder`` and hold it; a second run on it raises :class:`InputError`. A killed run holds nothing."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / name)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -11,6 +11,7 @@
     variants:
       ti_avg: {model: {direction: t2i}}            # laid over base
       it_lse: {model: {direction: i2t, aggregation: lse}, train: {lr: 1e-3}}
+      staged: {stages: [{name: first, model: {negatives: all}}, {name: second}]}  # as in a recipe; in place of base's
     ensembles:
       both: [ti_avg, it_lse]                       # mean of the scores of the members' models of the same seed
     labels: {ti_avg: SCAN t-i AVG}                 # what tables call a variant; its own name if left out
@@ -54,7 +55,7 @@ from itm_lib.training.state import sole_use
 from itm_lib.training.trainer import LAST
 
 METRICS, BEGUN = "metrics.json", "begun.json"
-CURVE = ("epoch", "loss", "collapsed_loss", "rsum", "map_at_r")      # of each epoch, to see whether a run converged
+CURVE = ("stage", "epoch", "loss", "collapsed_loss", "rsum", "map_at_r")      # of each epoch, to see whether a run converged
 RUN_FACTS = ("seconds", "train_seconds", "best_epoch", "curve", "warnings")
 DATA = ("regions/*.h5", "truth/*.json", "foils/*.jsonl", "scenes.jsonl")  # what the fingerprint takes besides the three texts
 LARGE = 2**26  # bytes: of larger files the fingerprint takes the size, not the content
@@ -68,7 +69,7 @@ class Sweep(BaseModel):
 
     name: str = Field(pattern=NAME)
     data: dict[str, Any]
-    base: dict[str, dict[str, Any]]
+    base: dict[str, Any]
     variants: dict[str, dict[str, Any] | None] = Field(min_length=1)
     ensembles: dict[str, list[str]] = {}
     seeds: list[int] = Field(min_length=1)
@@ -81,13 +82,20 @@ class Sweep(BaseModel):
         content: dict[str, Any] = {"data": self.data, "model": {}, "train": {}}
         for place, sections in (("base", self.base), (f"variants.{variant}", self.variants[variant] or {})):
             for section, values in sections.items():
-                if section not in ("model", "train"):
-                    raise InputError(f"{where}: unknown key '{place}.{section}'; {nearest(section, ('model', 'train'))}")
+                if section not in ("model", "train", "stages"):
+                    known = nearest(section, ("model", "train", "stages"))
+                    raise InputError(f"{where}: unknown key '{place}.{section}'; {known}")
+                if section == "stages":
+                    content[section] = values
+                    continue
                 if not isinstance(values, Mapping):
                     raise InputError(f"{where}: '{place}.{section}' must be a mapping of names to values")
                 content[section] = {**content[section], **values}
-        if "seed" in content["train"]:
-            raise InputError(f"{where}: train.seed comes from 'seeds': leave it out")
+        stages = content.get("stages")
+        for part in [content, *(stages if isinstance(stages, list) else [])]:
+            settings = part.get("train") if isinstance(part, Mapping) else None
+            if isinstance(settings, Mapping) and "seed" in settings:
+                raise InputError(f"{where}: train.seed comes from 'seeds': leave it out")
         content["train"]["seed"] = seed
         return Recipe.parse(content, f"{where}, variant {variant}")
 
@@ -209,13 +217,21 @@ def run_job(job: Job) -> None:
     begun = job.folder / BEGUN
     resume = begun.is_file() and read_json(begun).get("hash") == job.digest
     if not resume:
-        (job.folder / LAST).unlink(missing_ok=True)
+        for path in job.folder.rglob(LAST):  # of every stage
+            path.unlink()
         write_json(begun, {"hash": job.digest})
     run = run_recipe(Recipe.parse(job.recipe), job.folder, resume, progress=False, data=job.data)
-    curve = [{name: round(row[name], 4) for name in CURVE if name in row} for row in run.history.epochs]
-    facts = {"train_seconds": run.history.epochs[-1]["seconds"], "best_epoch": run.history.best["epoch"], "curve": curve,
-             "warnings": [row["message"] for row in run.history.of("warning")]}
+    histories = list(run.stages.values()) or [run.history]
+    facts = {"train_seconds": round(sum(history.epochs[-1]["seconds"] for history in histories), 3),
+             "best_epoch": run.history.best["epoch"],
+             "curve": [_curve_point(row) for history in histories for row in history.epochs],
+             "warnings": [": ".join(filter(None, [row.get("stage"), row["message"]]))
+                          for history in histories for row in history.of("warning")]}
     _write_metrics(job, run.model, run.metrics, started, facts)
+
+
+def _curve_point(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(row[name], 4) if isinstance(row[name], float) else row[name] for name in CURVE if name in row}
 
 
 def run_ensemble(job: Job) -> None:
@@ -246,7 +262,8 @@ def write_results(sweep: Sweep, jobs: list[Job], out: Path, command: str) -> lis
         if not all(runs):
             continue
         config = deepcopy({name: value for name, value in own[0].recipe.items() if name != "data"})
-        config.get("train", {}).pop("seed", None)
+        for part in [config, *config.get("stages", [])]:
+            part.get("train", {}).pop("seed", None)
         config["parameters"] = runs[0]["parameters"]
         config["runs"] = [{name: run[name] for name in RUN_FACTS if name in run} for run in runs]
         about = {

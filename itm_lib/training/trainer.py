@@ -62,13 +62,15 @@ class Trainer:
 
     >>> history = Trainer(model, train, val, TrainConfig(epochs=5), "runs/first").fit()      # doctest: +SKIP
 
-    ``progress=False`` draws no bar. ``on_epoch(history)`` is called after every epoch; a notebook draws with it.
+    ``progress=False`` draws no bar. ``on_epoch(history)`` is called after every epoch; a notebook draws with it. ``stage``: the
+    name of this run among a recipe's stages; the bar and the history's rows show it.
     Parameters that ``config.freeze`` names keep their values, to the bit. Raises :class:`InputError` for another split than
     train and val, for splits that share pictures, for data that does not fit the model, and for freezing what it lacks.
     """
 
     def __init__(self, model: MatchingModel, train: ImageCaptionDataset, val: ImageCaptionDataset, config: TrainConfig,
-                 out_dir: str | Path, progress: bool = True, on_epoch: Callable[[History], None] | None = None):
+                 out_dir: str | Path, progress: bool = True, on_epoch: Callable[[History], None] | None = None,
+                 stage: str = ""):
         check_splits(model, train, val)
         check_metric(config.select_by, val)
         frozen_parameters(model, config.freeze)
@@ -79,13 +81,16 @@ class Trainer:
         if not self.steps_per_epoch:
             raise InputError(f"the train split of {train.name or 'this dataset'} is too small for one batch of 2")
         self.state, self.history = Progress(), History()
+        self.stage, self.start = stage, None
 
-    def fit(self, resume: bool = False) -> History:
+    def fit(self, resume: bool = False, start: dict[str, Any] | None = None) -> History:
         """Train to the end, load the best weights into the model and return the history.
 
         ``resume=True`` goes on from the folder's last checkpoint, if there is one, and ends with the very weights of an
-        uninterrupted run; otherwise what the folder holds of an earlier run is replaced.
+        uninterrupted run; otherwise what the folder holds of an earlier run is replaced. ``start`` says where the model's
+        weights come from: a row of the history, and a checkpoint with another one is refused.
         """
+        self.start = start
         with sole_use(self.out_dir), frozen(self.model, self.config.freeze):
             self._accelerator = make_accelerator(self.config.precision)
             try:
@@ -113,6 +118,8 @@ class Trainer:
         else:
             for name in (LAST, BEST, HISTORY):
                 (self.out_dir / name).unlink(missing_ok=True)
+            if self.start:
+                self._add_row("start", **self.start)
         self._since = time.monotonic() - self.state.seconds
 
     def _restore(self) -> None:
@@ -128,8 +135,9 @@ class Trainer:
         words = hashlib.sha256("\n".join(self.train.vocabulary.words).encode()).hexdigest()[:12]
         data = {"train_images": self.train.num_images, "train_captions": self.train.num_captions,
                 "val_images": self.val.num_images, "val_captions": self.val.num_captions, "vocabulary": words}
+        staged = {name: value for name, value in (("stage", self.stage), ("start", self.start)) if value}
         return {"method": self.model.name, "model": self.model.config.model_dump(mode="json"), "data": data,
-                "train": self.config.model_dump(mode="json", exclude=set(PRACTICAL))}
+                "train": self.config.model_dump(mode="json", exclude=set(PRACTICAL)), **staged}
 
     def _finish(self) -> None:
         """Take accelerate's wrapping off the model, so that another trainer, or none, can have it."""
@@ -220,13 +228,15 @@ class Trainer:
         if self.state.row.count == self.config.log_every or at_end:
             self._add_row("steps", **self.state.row.means(), lr=lr)
             self.state.row = Sums()
-        self._bar.set_description(f"epoch {self.state.epoch + 1}/{self.config.epochs}", refresh=False)
+        stage = f"{self.stage}: " if self.stage else ""
+        self._bar.set_description(f"{stage}epoch {self.state.epoch + 1}/{self.config.epochs}", refresh=False)
         self._show(loss=f"{terms['loss']:.3f}")
         self._bar.update()
 
     def _add_row(self, kind: str, **values: Any) -> None:
         epoch = round(self.state.epoch + self.state.position / self.steps_per_epoch, 6)
-        self.history.append({"kind": kind, "epoch": epoch, "step": self.state.step, **values})
+        stage = {"stage": self.stage} if self.stage else {}
+        self.history.append({"kind": kind, **stage, "epoch": epoch, "step": self.state.step, **values})
 
     def _show(self, **values: str) -> None:
         if self.state.best is not None:

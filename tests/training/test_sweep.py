@@ -12,7 +12,7 @@ from itm_lib.evaluation import encode_dataset, evaluate_scores, open_split, simi
 from itm_lib.evaluation.report import read_results, results_table
 from itm_lib.files import InputError, read_json, write_json
 from itm_lib.models import load_model
-from itm_lib.training import load_sweep, run_sweep
+from itm_lib.training import History, load_sweep, run_sweep
 from itm_lib.training import sweep as sweep_module
 from itm_lib.training.recipe import Recipe, run_recipe
 from itm_lib.training.state import sole_use
@@ -139,6 +139,41 @@ def test_a_sweep_that_was_stopped_goes_on_from_its_checkpoints(swept, folder, tm
     assert metrics[0]["test"] == metrics[1]["test"] and metrics[0]["curve"] == metrics[1]["curve"]
 
 
+STAGES = [{"name": "warm", "model": {"negatives": "all"}, "train": {"epochs": 1}}, {"name": "rest", "train": {"freeze": ["image"]}}]
+
+
+def test_a_variant_may_have_stages_and_its_result_covers_them(folder, tmp_path, monkeypatch):
+    names = in_this_process(monkeypatch)
+    variant = {"model": {"method": "vse"}, "stages": STAGES}
+    sweep = {**content(folder), "variants": {"staged": variant}, "ensembles": {}, "labels": {}, "seeds": [3, 4]}
+    run = lambda: run_sweep(written(tmp_path / "tiny.yaml", sweep), out=tmp_path / "results", runs=tmp_path, progress=False)
+    result = read_results(run()[0])[0]
+    home = tmp_path / "tiny" / "staged" / "seed4"
+    metrics, rows = read_json(home / "metrics.json"), [History.load(place / "history.jsonl").epochs for place in (home / "warm", home)]
+    assert [(row["stage"], row["epoch"]) for row in metrics["curve"]] == [("warm", 1), ("rest", 1), ("rest", 2)]
+    assert [row["rsum"] for row in metrics["curve"]] == pytest.approx([row["rsum"] for each in rows for row in each], abs=1e-4)
+    assert metrics["train_seconds"] == pytest.approx(sum(each[-1]["seconds"] for each in rows), abs=1e-3)
+    assert metrics["best_epoch"] == next(row["epoch"] for row in reversed(rows[1]) if row["best"])
+    model, _ = load_model(home / "model")
+    assert metrics["parameters"] == sum(p.numel() for p in model.parameters()) and metrics["recipe"]["stages"][1]["train"]["seed"] == 4
+    assert [stage["name"] for stage in result.config["stages"]] == ["warm", "rest"]
+    assert all("seed" not in stage["train"] for stage in result.config["stages"])
+    run()
+    assert names == ["staged seed 3", "staged seed 4"]
+    variant["stages"] = [STAGES[0], {"name": "rest"}]
+    run()
+    assert names == ["staged seed 3", "staged seed 4"] * 2
+
+
+def test_a_variant_takes_the_stages_of_the_base_or_its_own(folder, tmp_path):
+    sweep = {**content(folder), "ensembles": {}, "labels": {}}
+    sweep["base"]["stages"] = STAGES
+    sweep["variants"] = {"vse": {"model": {"method": "vse", "margin": 0.3}}, "plain": {"model": {"method": "vse"}, "stages": []}}
+    sweep = load_sweep(written(tmp_path / "tiny.yaml", sweep))
+    assert [stage.model["margin"] for stage in sweep.recipe("vse", 3).stages] == [0.3, 0.3]
+    assert sweep.recipe("plain", 3).stages == () and "stages" not in sweep.recipe("plain", 3).resolved()
+
+
 def test_a_failed_run_stops_no_other_and_is_named(folder, tmp_path, monkeypatch):
     names = in_this_process(monkeypatch)
     sweep = content(folder)
@@ -195,6 +230,10 @@ def test_two_sweeps_of_one_name_do_not_run_at_once(folder, tmp_path):
     ({"variants": {"vse": {"train": {"epochs": 1}}}}, "variant vse: 'model.method' is missing"),
     ({"variants": {"../up": {"model": {"method": "vse"}}}, "ensembles": {}, "labels": {}}, "'../up' cannot name a folder"),
     ({"base": {"data": {"folder": "x"}}}, "unknown key 'base.data'"),
+    ({"base": {"model": 3}}, "'base.model' must be a mapping of names to values"),
+    ({"base": {"stages": {"warm": {}}}}, "variant vse: 'stages' must be a list of stages"),
+    ({"base": {"stages": [{"name": "warm", "train": {"seed": 1}}]}}, "train.seed comes from 'seeds': leave it out"),
+    ({"base": {"stages": [{"name": "warm", "modle": {}}]}}, "variant vse: unknown key 'stages.warm.modle'; did you mean 'model'?"),
     ({"base": {"train": {"seed": 1}}}, "train.seed comes from 'seeds': leave it out"),
     ({"ensembles": {"both": ["vse", "scam"]}}, "ensemble 'both' has no variant 'scam'; did you mean 'scan'?"),
     ({"ensembles": {"vse": ["vse", "scan"]}}, "ensemble 'vse' needs a name of its own"),
