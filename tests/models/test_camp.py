@@ -73,19 +73,19 @@ def combinations(messages, fusion):
 @pytest.mark.parametrize("messages", ["attention", "one affinity", "average", "none"])
 def test_scores_are_those_of_the_literal_loop_for_all_switches(messages, fusion):
     first = {"messages": "attention", "second_attention": False} if messages == "one affinity" else {"messages": messages}
-    sides, blocks = batch(), itertools.cycle((1, 2**14, 2**25))
+    sides, blocks = batch(images=3), itertools.cycle((1, 2**15, 2**25))
     with torch.no_grad():
         for other in combinations(messages, fusion):
             model = make(**first, fusion=fusion, **other)
             model.block_bytes = next(blocks)
             images, captions = encode(model, sides)
             scores = model.similarity(images, captions)
-            assert scores.shape == (5, 7) and scores.std() > 1e-5
+            assert scores.shape == (3, 7) and scores.std() > 1e-5
             torch.testing.assert_close(scores, literally(model, images, captions), rtol=0, atol=1e-10, msg=f"{other}")
 
 
 @each_setting
-@pytest.mark.parametrize("block_bytes", [1, 2**15, 2**25])
+@pytest.mark.parametrize("block_bytes", [1, 2**16])
 def test_scores_do_not_depend_on_the_blocks(setting, block_bytes):
     model = make(**setting)
     images, captions = encode(model, batch(ragged=False))
@@ -97,7 +97,7 @@ def test_scores_do_not_depend_on_the_blocks(setting, block_bytes):
 @pytest.mark.parametrize("graph_bytes", [0, 2**30], ids=["recomputed", "kept"])
 def test_gradients_are_those_of_the_literal_loop(setting, graph_bytes):
     model, weights = make(**setting), torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    model.block_bytes, model.graph_bytes = 2**15, graph_bytes
+    model.block_bytes, model.graph_bytes = 2**16, graph_bytes
     gradients = []
     for scorer in (model.similarity, lambda images, captions: literally(model, images, captions)):
         model.zero_grad()
