@@ -1,8 +1,9 @@
-"""Measuring: ranks, protocols, foils, pointing, and the one door to the test split.
+"""Measuring: ranks, protocols, foils, pointing, gates, and the one door to the test split.
 
 Results on disk and their tables are in :mod:`itm_lib.evaluation.report`.
 """
 
+from itm_lib.evaluation.gates import gate_statistics
 from itm_lib.evaluation.protocols import (
     PROTOCOLS,
     coco_1k_fivefold,
@@ -19,6 +20,6 @@ from itm_lib.evaluation.scoring import encode_dataset, open_split, similarity_ma
 
 __all__ = [
     "PROTOCOLS", "RetrievalMetrics", "ceiling", "coco_1k_fivefold", "coco_5k", "coco_test_ids", "eccv_caption_metrics",
-    "encode_dataset", "evaluate", "evaluate_scores", "f30k_1k", "foil_accuracy", "map_at_r", "open_split",
+    "encode_dataset", "evaluate", "evaluate_scores", "f30k_1k", "foil_accuracy", "gate_statistics", "map_at_r", "open_split",
     "pointing_accuracy", "retrieval_ranks", "similarity_matrix",
 ]

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from itm_lib.data.dataset import ImageCaptionDataset
+from itm_lib.evaluation.gates import gate_statistics
 from itm_lib.evaluation.ranking import KS, RetrievalMetrics, ceiling, checked_caption_to_image, map_at_r, score_array
 from itm_lib.evaluation.scenes import foil_accuracy, pointing_accuracy
 from itm_lib.evaluation.scoring import encode_dataset, open_for, similarity_matrix
@@ -191,7 +192,8 @@ def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batc
     """Everything measured of ``model`` on one split of a dataset folder, as flat names and floats.
 
     ``evaluate_scores`` of the similarity matrix; with foils/<split>.jsonl the ``foil_accuracy``; with scenes.jsonl
-    the ``pointing_accuracy``, if the model has an attention to look at.
+    the ``pointing_accuracy``, if the model has an attention to look at; ``gate_statistics`` (fractions, not percent), if it
+    has gates: positive are the pairs that are true, if the split has its exact truth, otherwise the listed ones.
     """
     folder = Path(folder)
     dataset = open_for(model, folder, split)
@@ -201,4 +203,11 @@ def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batc
         result.update(foil_accuracy(model, folder, split, batch_size, device))
     if (folder / "scenes.jsonl").is_file():
         result.update(pointing_accuracy(model, folder, split, batch_size, device))
+    positives = dataset.truth if dataset.truth is not None else _listed(dataset)
+    result.update(gate_statistics(model, images, captions, positives, min(block_bytes, 2**24), device))
     return result
+
+
+def _listed(dataset: ImageCaptionDataset) -> Tensor:
+    """(I, C) bool: each caption with the image it was written for."""
+    return torch.arange(dataset.num_images)[:, None] == torch.as_tensor(dataset.caption_to_image)[None, :]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from itm_lib.files import InputError, data_dir, project_root, read_json, write_json
+from itm_lib.files import InputError, data_dir, nearest, project_root, read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +30,19 @@ _LABELS = {"rsum": "rSum", "median_rank": "median rank", "mean_rank": "mean rank
            "r_precision": "R-Precision", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
 _NAMES = {"flickr30k": "Flickr30K", "coco": "COCO", "vse": "VSE++", "scan": "SCAN", "camp": "CAMP", "hrem": "HREM",
           "dive": "DivE", "sco": "SCO", "vse_infinity": "VSE∞"}
+
+
+SMALL = 0.01  # fractions below it are written with an exponent
+
+
+def is_fraction(name: str) -> bool:
+    """Whether the metric ``name`` is a fraction from 0 to 1 and not in percent: gates are, and may be as small as 1e-9."""
+    return name.startswith("gate_")
+
+
+def fraction(value: float) -> str:
+    """``0.971``, or ``2.7e-09`` where three decimals would show nothing."""
+    return f"{value:.3f}" if value >= SMALL else f"{value:.1e}"
 
 
 class Metric(BaseModel):
@@ -49,6 +62,13 @@ class Metric(BaseModel):
     def __str__(self) -> str:
         """``52.1 ± 0.8``, or ``52.1`` for one seed."""
         return f"{self.mean:.1f}" if self.sd is None else f"{self.mean:.1f} ± {self.sd:.1f}"
+
+    def shown_as(self, name: str) -> str:
+        """The number as a table shows it under the metric's ``name``: fractions as ``0.971 ± 0.004`` or ``2.7e-09 ± 1e-09``."""
+        if not is_fraction(name):
+            return str(self)
+        spread = "" if self.sd is None else f" ± {self.sd:.3f}" if self.mean >= SMALL else f" ± {self.sd:.0e}"
+        return fraction(self.mean) + spread
 
 
 class Result(BaseModel):
@@ -143,6 +163,18 @@ def read_results(where: str | Path) -> list[Result]:
     return results
 
 
+def read_sweep(name: str, where: str | Path) -> list[Result]:
+    """The Results of one sweep in the folder ``where``: those of <name>__<variant>.json, in the order of their names."""
+    files = sorted(Path(where).glob("*__*.json"))
+    if not files:
+        raise InputError(f"no sweep's results in {where}: run one first, with 'itm sweep'")
+    own = [file for file in files if file.name.partition("__")[0] == name]
+    if not own:
+        known = dict.fromkeys(file.name.partition("__")[0] for file in files)
+        raise InputError(f"no results of a sweep {name!r} in {where}; {nearest(name, known)}")
+    return [result for file in own for result in read_results(file)]
+
+
 def _parse(row: Any, file: Path) -> Result:
     try:
         return Result.model_validate(row)
@@ -179,7 +211,7 @@ def results_table(results: Iterable[Result], columns: Sequence[str] = RECALLS) -
         if (result.measured_on, "seeds") in row:
             raise InputError(f"two results of {result.model!r} on {result.measured_on}: give each a name of its own")
         for name in columns:
-            row[result.measured_on, metric_label(name)] = str(result.metrics[name]) if name in result.metrics else ""
+            row[result.measured_on, metric_label(name)] = result.metrics[name].shown_as(name) if name in result.metrics else ""
         row[result.measured_on, "seeds"] = str(len(result.seeds))
     if not cells:
         raise InputError("no results to put in a table")

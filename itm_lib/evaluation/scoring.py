@@ -119,29 +119,35 @@ def similarity_matrix(model: MatchingModel, images: Encoding, captions: Encoding
     """
     if not len(images) or not len(captions):
         raise InputError(f"{len(images)} images and {len(captions)} captions: at least one of each is needed")
-    order = _lengths(captions).argsort(stable=True)
-    pairs = max(1, block_bytes // max(1, model.pair_bytes(images, captions)))
-    height = max(min(len(images), math.isqrt(pairs)), min(len(images), pairs // len(captions)))
-    width = min(len(captions), max(1, pairs // height))
+    rows, columns = block_grid(model, images, captions, block_bytes)
     scores: Tensor | None = None
     with evaluating(model, device) as where, tqdm(
         total=len(images) * len(captions), desc="score pairs", unit=" pairs", unit_scale=True, disable=not progress
     ) as bar:
         images, captions = _on_device_if_it_fits(images, captions, where)
-        for top in range(0, len(images), height):
-            block_images = images.select(slice(top, top + height)).to(where)
-            for left in range(0, len(captions), width):
-                columns = order[left : left + width]
-                block = model.similarity(block_images, captions.select(columns).to(where))
-                if block.shape != (len(block_images), len(columns)):
+        for row in rows:
+            block_images = images.select(row).to(where)
+            for column in columns:
+                block = model.similarity(block_images, captions.select(column).to(where))
+                if block.shape != (len(block_images), len(column)):
                     raise InputError(f"{type(model).__name__}.similarity gave the shape {tuple(block.shape)} for "
-                                     f"{len(block_images)} images and {len(columns)} captions")
+                                     f"{len(block_images)} images and {len(column)} captions")
                 if scores is None:
                     with torch.inference_mode(False):  # an ordinary tensor: the caller may do with it what he likes
                         scores = torch.empty(len(images), len(captions), dtype=block.dtype)
-                scores[top : top + height, columns] = block.cpu()
+                scores[row, column] = block.cpu()
                 bar.update(block.numel())
     return scores
+
+
+def block_grid(model: MatchingModel, images: Encoding, captions: Encoding, block_bytes: int) -> tuple[list[slice], list[Tensor]]:
+    """Rows of images and columns of captions, captions of like length together: each of their products is a block of pairs
+    whose ``model.pair_bytes`` add up to ``block_bytes`` at most (at least one pair)."""
+    order = _lengths(captions).argsort(stable=True)
+    pairs = max(1, block_bytes // max(1, model.pair_bytes(images, captions)))
+    height = max(min(len(images), math.isqrt(pairs)), min(len(images), pairs // len(captions)))
+    width = min(len(captions), max(1, pairs // height))
+    return [slice(top, top + height) for top in range(0, len(images), height)], list(order.split(width))
 
 
 def pair_scores(model: MatchingModel, images: Encoding, captions: Encoding, image_rows: list[int], caption_rows: list[int],

@@ -100,6 +100,26 @@ def test_table_of_means_and_spreads():
         "| SCAN t-i AVG | 71.0 ± 1.4 | 505.0 ± 7.1 | 2 |", "| VSE++ |  | 440.0 | 1 |"]
 
 
+@pytest.mark.parametrize("values, text", [
+    ([0.971, 0.967], "0.969 ± 0.003"), ([0.25], "0.250"), ([2.7e-9, 2.9e-9, 0.1e-9], "1.9e-09 ± 2e-09"), ([4e-4], "4.0e-04"),
+    ([0.0, 0.0], "0.0e+00 ± 0e+00"), ([1.0, 1.0], "1.000 ± 0.000"),
+])
+def test_fractions_are_shown_however_small(values, text):
+    made = result(runs=[{"gate_negative": value, "rsum": 500.0} for value in values])
+    assert results_table([made], ["gate_negative"]).iloc[0, 0] == text
+    assert report.Metric.of(values).shown_as("foil_object") == str(report.Metric.of(values))  # in percent, as ever
+
+
+def test_one_sweep_of_several(tmp_path):
+    for sweep, model in (("spine", "VSE++"), ("spine", "SCAN"), ("spine_long", "VSE++")):
+        write_result(tmp_path / f"{sweep}__{model}.json", result(model=model))
+    assert [each.model for each in report.read_sweep("spine", tmp_path)] == ["SCAN", "VSE++"]
+    with pytest.raises(InputError, match="no results of a sweep 'spin' in .*; did you mean 'spine'?"):
+        report.read_sweep("spin", tmp_path)
+    with pytest.raises(InputError, match="no sweep's results in .*: run one first"):
+        report.read_sweep("spine", tmp_path / "absent")
+
+
 def test_datasets_never_share_a_column():
     measured = [result(), result(variant="many_to_many"), result(dataset="Flickr30K", variant="", split="test")]
     table = results_table(measured, ["rsum"])
