@@ -164,20 +164,25 @@ def evaluate(
 
 
 def _print_metrics(metrics: dict[str, float]) -> None:
+    from itm_lib.evaluation.report import fraction, is_fraction
+
     for name, value in metrics.items():
-        print(f"{name:24} {value:8.2f}")
+        print(f"{name:24} {fraction(value) if is_fraction(name) else format(value, '.2f'):>8}")
 
 
 @app.command()
 def report(
     results: Annotated[Path | None, typer.Argument(help="a folder or file of results; default: data/results")] = None,
+    sweep: Annotated[str | None, typer.Option(help="results of this sweep alone, by its name, e.g. spine")] = None,
     split: Annotated[str | None, typer.Option(help="results of this split alone: val or test")] = None,
     column: Annotated[list[str] | None, typer.Option(help="a metric to show, e.g. i2t_r1; may be repeated")] = None,
 ) -> None:
     """Print the results on disk as a table, mean and standard deviation over the seeds."""
-    from itm_lib.evaluation.report import RECALLS, markdown, read_results, results_table
+    from itm_lib.evaluation.report import RECALLS, markdown, read_results, read_sweep, results_table
 
-    found = [result for result in read_results(results or data_dir() / "results") if split in (None, result.split)]
+    where = results or data_dir() / "results"
+    every = read_results(where) if sweep is None else read_sweep(sweep, where)
+    found = [result for result in every if split in (None, result.split)]
     if not found:
         raise InputError(f"no results of the split {split!r}: it is one of train, val and test")
     columns = column or list(RECALLS)

@@ -74,6 +74,7 @@ def test_every_command_and_option_says_what_it_is():
     (["data", "check", "nowhere"], "no dataset folder nowhere: make it first, for example with 'itm data scenes'"),
     (["evaluate", "nowhere", "--data", "nowhere"], "no model folder nowhere: check the path, or train and save a model first"),
     (["sweep", "nowhere.yaml"], "no file nowhere.yaml: check the path"),
+    (["report", "nowhere", "--sweep", "spine"], "no sweep's results in nowhere: run one first, with 'itm sweep'"),
     (["report", "nowhere"], "no results at nowhere: run what makes them first, or give a folder, a file or a pattern"),
 ])
 def test_user_error_is_one_line_and_code_2(arguments, line, itm):
@@ -138,6 +139,9 @@ def test_train_evaluate_report(itm, folder, tmp_path):
     code, out, err = itm("report", result)
     assert code == 0, err
     assert f"{stored.metrics['rsum'].mean:.1f}" in out
+    assert itm("report", result.parent, "--sweep", "vse")[0] == 2
+    result.rename(result.parent / "tiny__vse.json")
+    assert itm("report", result.parent, "--sweep", "tiny") == (0, out, "")
     code, _, err = itm("train", tmp_path / "recipe.yaml", "--out", run, "--set", "train.epohcs=1")
     assert code == 2 and "epochs" in err and err.count("\n") == 1
 
@@ -150,3 +154,9 @@ def test_train_in_stages(itm, folder, tmp_path):
     assert "stage 1 of 2: first\n" in err and "stage 2 of 2: last, 11 of 11 tensors from first\n" in err
     code, _, err = itm("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run", "--set", "stages.lats.train.epochs=1")
     assert code == 2 and err.endswith("no stage is called 'lats'; did you mean 'last'?\n") and err.count("\n") == 1
+
+
+def test_fractions_are_printed_however_small(capsys):
+    cli._print_metrics({"rsum": 500.0, "gate_positive": 0.97, "gate_negative": 2.7e-9})
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["rsum", "500.00"], ["gate_positive", "0.970"], ["gate_negative", "2.7e-09"]]
