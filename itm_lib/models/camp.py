@@ -60,7 +60,7 @@ from itm_lib.losses import bce_loss, collapsed_bce, matched_pairs, positive_mask
 from itm_lib.models.base import Encoding
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
 from itm_lib.models.hinge import HingeConfig, HingeModel
-from itm_lib.models.layers import full_mask, l2norm, score_dtype
+from itm_lib.models.layers import full_mask, l2norm, score_dtype, softmax
 
 EPS = 1e-8     # added to lengths, as in the authors' l2norm
 TINY = 1e-30   # squared lengths are clamped here: their root keeps a finite gradient
@@ -161,7 +161,7 @@ def affinities(receivers: Tensor, senders: Tensor) -> Tensor:
 
 def attend(logits: Tensor, sender_mask: Tensor) -> Tensor:
     """Softmax of (S,N,F,G) over the true fragments of the sender, ``sender_mask`` (S,G)."""
-    return logits.masked_fill(~sender_mask[:, None, None, :], -torch.inf).softmax(-1)
+    return softmax(logits.masked_fill(~sender_mask[:, None, None, :], -torch.inf))
 
 
 def mix(attention: Tensor, mixing: Tensor, receiver_mask: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def mix(attention: Tensor, mixing: Tensor, receiver_mask: Tensor) -> Tensor:
     softmax(A M Aᵀ) A with M = (Q's)(K's)ᵀ/√d, ``mixing`` (S,G,G).
     """
     logits = by_sender(attention, mixing) @ attention.mT
-    return logits.masked_fill(~receiver_mask[:, None, :], -torch.inf).softmax(-1) @ attention
+    return softmax(logits.masked_fill(~receiver_mask[:, None, :], -torch.inf)) @ attention
 
 
 def by_sender(coefficients: Tensor, values: Tensor) -> Tensor:

@@ -30,3 +30,12 @@ def full_mask(x: Tensor, mask: Tensor | None) -> Tensor:
 def score_dtype(module: nn.Module) -> torch.dtype:
     """The dtype scores are computed in: the parameters', at least float32, whatever autocast says."""
     return torch.promote_types(next(module.parameters()).dtype, torch.float32)
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last axis, the maximum subtracted. torch's own is several times slower on a CPU where that axis is
+    shorter than a vector register, as words and regions of a small dataset are."""
+    if logits.shape[-1] >= 32 or logits.device.type != "cpu":
+        return logits.softmax(-1)
+    weights = (logits - logits.detach().amax(-1, keepdim=True)).exp()
+    return weights / weights.sum(-1, keepdim=True)
