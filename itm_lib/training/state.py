@@ -100,6 +100,7 @@ class Progress:
     seconds: float = 0.0
     warned: bool = False          # of a collapse
     ratios: list[float] = field(default_factory=list)  # loss / loss of a collapsed model, latest steps
+    spread: float | None = None   # of a batch's scores, when half of these steps were done
     row: Sums = field(default_factory=Sums)            # since the last row of the history
     whole: Sums = field(default_factory=Sums)          # of the epoch
 

@@ -43,8 +43,10 @@ from itm_lib.training.state import (
 )
 
 LAST, BEST, HISTORY = "last.pt", "best.safetensors", "history.jsonl"
-COLLAPSE_LEVEL = 0.02   # the mean loss is this near, relatively, to that of a collapsed model ...
+COLLAPSE_STEPS = 20     # for half an epoch, and for so many steps at least ...
+COLLAPSE_LEVEL = 0.02   # ... the mean loss is this near, relatively, to that of a collapsed model ...
 COLLAPSE_SPREAD = 0.01  # ... and the scores of a batch differ by less than this, relative to their size or 1
+SAME = 1e-6             # scores that differ by less are the same
 
 
 class _Batches(Dataset):
@@ -283,26 +285,34 @@ class Trainer:
     # --- collapse ---------------------------------------------------------------------------------------------------
 
     def _watch(self, batch: Batch, terms: dict[str, float]) -> None:
-        """Warn once if half an epoch's mean loss is a collapsed model's and a batch's scores are all alike."""
+        """Warn once if for half an epoch the loss is a collapsed model's, and a batch's scores are all alike and grow no
+        further apart: at the start of a run that learns they are alike, too. Scores that are the very same at the wrong
+        level, as a saturated sigmoid's, have a higher loss and no gradient: they are told as well."""
         if self.state.warned or not terms.get("collapsed_loss") or self._warming_up():
             return
-        ratios, window = self.state.ratios, max(5, self.steps_per_epoch // 2)
+        ratios, window = self.state.ratios, max(COLLAPSE_STEPS, self.steps_per_epoch // 2)
         ratios.append(terms["loss"] / terms["collapsed_loss"])
+        level = sum(ratios) / len(ratios)
+        if len(ratios) == window // 2:
+            self.state.spread = self._spread(batch) if level > 1 - COLLAPSE_LEVEL else None
         if len(ratios) < window:
             return
-        level = sum(ratios) / len(ratios)
         ratios.clear()
-        if abs(level - 1) > COLLAPSE_LEVEL:
+        if level <= 1 - COLLAPSE_LEVEL or self.state.spread is None:
             return
-        spread = score_spread(self.model, batch.to(self._accelerator.device))
-        if spread > COLLAPSE_SPREAD:
+        spread, above = self._spread(batch), level > 1 + COLLAPSE_LEVEL
+        if spread > SAME and (above or spread > min(COLLAPSE_SPREAD, 2 * self.state.spread)):
             return
         self.state.warned = True
-        message = (f"collapse: for {window} steps the loss has been {terms['loss']:.3g}, that of a model which scores every "
+        than = "that of" if terms["loss"] < (1 + COLLAPSE_LEVEL) * terms["collapsed_loss"] else f"above the {terms['collapsed_loss']:.3g} of"
+        message = (f"collapse: for {window} steps the loss has been {terms['loss']:.3g}, {than} a model which scores every "
                    f"pair the same, and the scores of a batch spread by {spread:.1g}; try a lower lr, more warm-up "
                    f"(model.warmup_epochs, train.warmup_steps), or a smaller batch")
         self._add_row("warning", message=message)
         tqdm.write(message, file=sys.stderr)
+
+    def _spread(self, batch: Batch) -> float:
+        return score_spread(self.model, batch.to(self._accelerator.device))
 
     def _warming_up(self) -> bool:
         return (self.state.step <= self.config.warmup_steps

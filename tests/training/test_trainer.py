@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import subprocess
 import sys
 
@@ -313,6 +314,54 @@ def test_a_collapsed_model_is_told_once(splits, tmp_path, capsys):
     assert [row["message"] for row in history.of("warning")] == lines
     assert history.of("warning")[0]["epoch"] > 1  # not while it warms up
     assert all(row["collapsed_loss"] == pytest.approx(0.4) for row in history.steps)
+
+
+def camp_run(splits, folder, zeroed=False, model=(), **settings) -> History:
+    """CAMP trained on batches of 12 pictures, from weights of zero or from random ones."""
+    train, val = splits
+    seed_everything(0)
+    built = build_model("camp", {"embed_dim": 16, "word_dim": 16, "num_heads": 2, **dict(model)}, train.regions.dim, len(train.vocabulary))
+    if zeroed:
+        for parameter in built.parameters():
+            nn.init.zeros_(parameter)
+    return Trainer(built, train, val, quick(**{"epochs": 5, "batch_size": 12, **settings}), folder, progress=False).fit()
+
+
+@pytest.mark.parametrize(("settings", "level"), [
+    ({}, 4 * math.log(2)),                                                                    # every score is 0.5
+    ({"reduction": "sum"}, 12 * 4 * math.log(2)),
+    ({"negatives": "all"}, math.log(2) * (2 - 1 / 12)),
+    ({"objective": "ranking"}, 2 * 0.2),
+    ({"objective": "ranking", "reduction": "sum"}, 12 * 2 * 0.2),
+    ({"score": "cosine", "objective": "ranking"}, 2 * 0.2),
+])
+def test_the_loss_of_a_collapsed_camp_is_known_and_its_collapse_is_told(settings, level, splits, tmp_path, capsys):
+    history = camp_run(splits, tmp_path, zeroed=True, model=settings)
+    assert all(row["collapsed_loss"] == pytest.approx(level) and row["loss"] == pytest.approx(level, rel=0.01) for row in history.steps)
+    warning, = history.of("warning")
+    told = re.fullmatch(r"collapse: for 20 steps the loss has been (.*), that of a model which scores every pair the same, .*", warning["message"])
+    assert float(told[1]) == pytest.approx(level, rel=0.01)
+    assert capsys.readouterr().err == warning["message"] + "\n"
+
+
+@pytest.mark.parametrize("objective", ["bce", "ranking"])
+def test_a_learning_rate_that_breaks_a_model_is_told_as_a_collapse(objective, splits, tmp_path):
+    """SGD with a thousand times too much: the scores are 0 or 1 whatever the pair, and clamped, so that no gradient is left."""
+    history = camp_run(splits, tmp_path, model={"objective": objective}, optimizer="sgd", lr=10.0, epochs=8)
+    assert history.epochs[-1]["rsum"] < 100  # chance is above
+    told = {"bce": "above the 2.77 of a model which", "ranking": "0.4, that of a model which"}[objective]
+    assert [told in row["message"] for row in history.of("warning")] == [True]
+
+
+@pytest.mark.parametrize(("settings", "learning"), [
+    ({"fusion": "none", "message_norm": False, "aggregation": "mean", "score": "cosine", "objective": "ranking"}, {"lr": 1e-2}),
+    ({"negatives": "all"}, {"lr": 1e-2}),
+    ({"warmup_epochs": 6}, {"lr": 1e-2, "epochs": 12}),
+])
+def test_a_camp_that_learns_is_not_called_collapsed(settings, learning, splits, tmp_path):
+    """Its scores are all alike at the start, too, and its loss is that of a collapsed model."""
+    history = camp_run(splits, tmp_path, model=settings, **{"epochs": 8, **learning})
+    assert history.of("warning") == [] and history.best["rsum"] > 250
 
 
 class SlowScores(VSE):
