@@ -9,7 +9,7 @@ import yaml
 
 from itm_lib.data import open_split
 from itm_lib.files import InputError, read_json
-from itm_lib.models import SCAN, build_model, load_model
+from itm_lib.models import SCAN, CampConfig, build_model, load_model
 from itm_lib.training import History, TrainConfig, Trainer, load_recipe, run_recipe, seed_everything
 from itm_lib.training.recipe import Recipe
 from itm_lib.training.state import sole_use
@@ -206,3 +206,28 @@ def test_what_does_not_fit_is_told_before_anything_is_trained(last, line, folder
     with pytest.raises(InputError) as error:
         run_recipe(staged(folder, stages=[{"name": "first"}, {"name": "last", **last}]), tmp_path, progress=False)
     assert line in str(error.value) and "\n" not in str(error.value) and passes.count == 0
+
+
+def test_camp_is_pretrained_then_learns_to_fuse_then_is_tuned_whole(folder, tmp_path):
+    sizes = {"embed_dim": 16, "word_dim": 16, "num_heads": 2}
+    cosine = {name: value for name, value in CampConfig.pretraining(vocab_size=4).model_dump().items()
+              if value != CampConfig(vocab_size=4).model_dump()[name]}
+    recipe = staged(folder, model={"method": "camp", **sizes}, train={"epochs": 2, "batch_size": 12, "lr": 1e-2}, stages=[
+        {"name": "pretraining", "model": cosine, "train": {"epochs": 8}},
+        {"name": "fixed_attention", "model": {"negatives": "all"}, "train": {"freeze": ["image", "text", "attention"], "epochs": 3}},
+        {"name": "fine_tune", "train": {"optimizer": "sgd", "nesterov": True, "weight_decay": 1e-4}},
+    ])
+    run = run_recipe(recipe, tmp_path, progress=False)
+    counts = [(row["taken"], row["tensors"]) for history in run.stages.values() for row in history.of("start")]
+    assert counts == [(19, 33), (33, 33)]  # fusion, summary and head are new after pretraining
+    assert run.stages["pretraining"].best["rsum"] > 300
+    first, second, third = (load_model(tmp_path / place / "model")[0] for place in ("pretraining", "fixed_attention", "."))
+    assert (first.config.score, second.config.score, third.config.negatives) == ("cosine", "mlp", "hardest")
+    before, after, last = (model.state_dict() for model in (first, second, third))
+    kept = [name for name in after if name.split(".")[0] in ("image", "text", "attention")]
+    assert len(kept) == 19 and all((before[name] == after[name]).all() for name in kept)
+    seed_everything(recipe.train.seed)
+    new = recipe.build(first.config.region_dim, first.config.vocab_size).state_dict()
+    assert not any((after[name] == new[name]).all() for name in after if name not in kept)
+    assert not any((after[name] == last[name]).all() for name in kept)
+    assert 0 < run.metrics["gate_negative"] < 1 and "gate_positive" in run.metrics
