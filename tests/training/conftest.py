@@ -1,41 +1,13 @@
-"""A small world that a model can learn in seconds: every picture holds nouns, every noun has its own region vector."""
+"""Fixtures of the training tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+from made_for_training import write_dataset
 
-from itm_lib.data import Vocabulary, open_split
-from itm_lib.data.regions import RegionWriter
-from itm_lib.files import write_json, write_jsonl
-
-NOUNS = ["dog", "cat", "boat", "tree", "lamp", "bread", "chair", "apple", "train", "bird", "shoe", "clock", "house", "fish",
-         "crown", "glove", "spoon", "guitar", "horse", "book"]
-DIM = 16
-
-
-def write_dataset(folder: Path, sizes: dict[str, int], seed: int = 0) -> Path:
-    """A dataset folder whose pictures hold 2 or 3 of 20 nouns, with two captions each that name them."""
-    rng = np.random.default_rng(seed)
-    looks = rng.normal(size=(len(NOUNS), DIM)).astype(np.float32)
-    captions, splits = [], {}
-    for split, count in sizes.items():
-        names = [f"{split}{number}" for number in range(count)]
-        splits[split] = names
-        with RegionWriter(folder / "regions" / f"{split}.h5", names, 3, DIM, "test") as writer:
-            for row, name in enumerate(names):
-                held = rng.choice(len(NOUNS), size=rng.integers(2, 4), replace=False)
-                boxes = np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (len(held), 1))
-                writer.write(row, looks[held] + 0.1 * rng.normal(size=(len(held), DIM)).astype(np.float32), boxes)
-                for which in range(2):
-                    words = " and a ".join(NOUNS[noun] for noun in rng.permutation(held))
-                    captions.append({"caption_id": f"{name}.{which}", "image_id": name, "text": f"A {words}.", "split": split})
-    write_jsonl(folder / "captions.jsonl", captions)
-    write_json(folder / "splits.json", splits)
-    Vocabulary.build(row["text"] for row in captions if row["split"] == "train").save(folder / "vocabulary.json")
-    return folder
+from itm_lib.data import open_split
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import write_dataset
+from made_for_training import write_dataset
 from torch import nn
 
 from itm_lib.data import ImageCaptionDataset, open_split
