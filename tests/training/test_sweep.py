@@ -17,7 +17,7 @@ from itm_lib.training import sweep as sweep_module
 from itm_lib.training.recipe import Recipe, run_recipe
 from itm_lib.training.state import sole_use
 
-PROJECT_SWEEP = "data/sweeps/spine.yaml"
+PROJECT_SWEEP, CAMP_SWEEP = "data/sweeps/spine.yaml", "data/sweeps/camp.yaml"
 
 
 def content(folder) -> dict:
@@ -259,3 +259,21 @@ def test_the_project_sweep_has_the_papers_rows():
                        "scan_it_sum": {"aggregation"}, "scan_it_max": {"aggregation"}, "scan_it_uni_gru": {"bidirectional"},
                        "scan_it_no_imgnorm": {"image_norm"}}
     assert isinstance(sweep.recipe("vse_max", 1), Recipe) and sweep.recipe("vse_max", 1).train.seed == 1
+
+
+def test_the_sweep_of_camp_changes_one_thing_a_row():
+    from itm_lib.files import project_root
+
+    sweep = load_sweep(project_root() / CAMP_SWEEP)
+    assert len(sweep.seeds) >= 3 and set(sweep.labels) == set(sweep.variants)
+    recipe = lambda name: sweep.recipe(name, 0).resolved()
+    full = recipe("full")
+    assert [stage["name"] for stage in full["stages"]] == ["pretrain", "fixed_attention", "fine_tune"]
+    last = lambda name: {key: value for key, value in recipe(name)["model"].items() if full["model"][key] != value}
+    assert {name: last(name) for name in sweep.variants} == {
+        "full": {}, "no_gates": {"gate": "none"}, "no_residual": {"residual": False}, "no_cross_attention": {"messages": "average"},
+        "average_pooling": {"aggregation": "mean"}, "ranking": {"objective": "ranking"}, "all_negatives": {"negatives": "all"},
+        "pretraining": {"fusion": "none", "aggregation": "mean", "score": "cosine", "objective": "ranking", "warmup_epochs": 8},
+        "base": {"messages": "none", "score": "cosine", "objective": "ranking", "warmup_epochs": 8}}
+    epochs = lambda name: [stage["train"]["epochs"] for stage in recipe(name).get("stages", [recipe(name)])]
+    assert {sum(epochs(name)) for name in sweep.variants} == {95}
