@@ -18,7 +18,8 @@
     test: false                                    # while settings are being chosen: the test split stays shut
 
 A run lives in runs/sweeps/<name>/<variant>/seed<k>/. Its metrics.json holds a hash of its settings and data: a run that is
-done is kept, one whose settings or data changed is made again, one that was stopped goes on. When all seeds of a variant
+done is kept, one whose settings or data changed is made again, one that was stopped goes on. First stages that runs of
+one seed have in common are trained once. When all seeds of a variant
 are done, results/<name>__<variant>.json is written.
 """
 
@@ -29,6 +30,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import threading
 import time
 import traceback
@@ -111,6 +113,7 @@ class Job:
     recipe: dict[str, Any]
     digest: str
     test: bool
+    data_hash: str = ""
     members: tuple[Job, ...] = ()
 
     @property
@@ -201,13 +204,14 @@ def plan(sweep: Sweep, home: Path, data: Path) -> tuple[list[Job], list[Job]]:
         for variant in sweep.variants:
             recipe = sweep.recipe(variant, seed).resolved()
             folder = home / variant / f"seed{seed}"
-            trained.append(Job(variant, seed, folder, data, recipe, _digest(recipe, data_hash), sweep.test))
+            digest = _digest(recipe, data_hash)
+            trained.append(Job(variant, seed, folder, data, recipe, digest, sweep.test, data_hash))
         own = {job.variant: job for job in trained if job.seed == seed}
         for name, members in sweep.ensembles.items():
             parts = [own[member] for member in members]
             recipe = {"ensemble": {member: own[member].recipe for member in members}}
             folder, digest = home / name / f"seed{seed}", _digest(*(job.digest for job in parts))
-            ensembles.append(Job(name, seed, folder, data, recipe, digest, sweep.test, tuple(parts)))
+            ensembles.append(Job(name, seed, folder, data, recipe, digest, sweep.test, data_hash, tuple(parts)))
     return trained, ensembles
 
 
@@ -217,10 +221,11 @@ def run_job(job: Job) -> None:
     begun = job.folder / BEGUN
     resume = begun.is_file() and read_json(begun).get("hash") == job.digest
     if not resume:
-        for path in job.folder.rglob(LAST):  # of every stage
-            path.unlink()
+        for path in [*job.folder.rglob(LAST), job.folder / METRICS]:  # of every stage; what metrics.json tells must be there
+            path.unlink(missing_ok=True)
         write_json(begun, {"hash": job.digest})
-    run = run_recipe(Recipe.parse(job.recipe), job.folder, resume, progress=False, data=job.data)
+    reused = reuse_stages(job)
+    run = run_recipe(Recipe.parse(job.recipe), job.folder, resume or reused, progress=False, data=job.data)
     histories = list(run.stages.values()) or [run.history]
     facts = {"train_seconds": round(sum(history.epochs[-1]["seconds"] for history in histories), 3),
              "best_epoch": run.history.best["epoch"],
@@ -228,6 +233,26 @@ def run_job(job: Job) -> None:
              "warnings": [": ".join(filter(None, [row.get("stage"), row["message"]]))
                           for history in histories for row in history.of("warning")]}
     _write_metrics(job, run.model, run.metrics, started, facts)
+
+
+def reuse_stages(job: Job) -> bool:
+    """Take over the first stages that a finished run of this sweep has in common: the same settings, data and seed give the same
+    weights. True if there are any. A stage that this run has begun itself stays."""
+    own = job.recipe.get("stages", [])[:-1]
+    for path in sorted(job.folder.parents[1].glob(f"*/*/{METRICS}")):
+        other = read_json(path)
+        theirs = other["recipe"].get("stages", [])[:-1]
+        if not own or other.get("data_hash") != job.data_hash or own[:1] != theirs[:1]:
+            continue
+        for stage, same in zip(own, theirs):
+            if stage != same:
+                break
+            if not (job.folder / stage["name"] / LAST).is_file():
+                source, target = path.parent / stage["name"], job.folder / stage["name"]
+                shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", LAST))
+                shutil.copy2(source / LAST, target / LAST)  # at the end: with it, the stage counts as trained
+        return True
+    return False
 
 
 def _curve_point(row: dict[str, Any]) -> dict[str, Any]:
@@ -247,7 +272,7 @@ def _write_metrics(job: Job, model: MatchingModel, val: dict[str, float], starte
         measured["test"] = evaluate(model, job.data, split="test")
     seconds = max(time.perf_counter() - started, facts.get("train_seconds", 0))  # a run that went on trained before, too
     write_json(job.folder / METRICS, {
-        "hash": job.digest, "variant": job.variant, "seed": job.seed, "recipe": job.recipe, "commit": commit_id(),
+        "hash": job.digest, "data_hash": job.data_hash, "variant": job.variant, "seed": job.seed, "recipe": job.recipe, "commit": commit_id(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(seconds, 3), **facts, **measured})
 

@@ -16,6 +16,7 @@ from itm_lib.training import History, load_sweep, run_sweep
 from itm_lib.training import sweep as sweep_module
 from itm_lib.training.recipe import Recipe, run_recipe
 from itm_lib.training.state import sole_use
+from itm_lib.training.trainer import Trainer
 
 PROJECT_SWEEP, CAMP_SWEEP = "data/sweeps/spine.yaml", "data/sweeps/camp.yaml"
 
@@ -276,4 +277,23 @@ def test_the_sweep_of_camp_changes_one_thing_a_row():
         "pretraining": {"fusion": "none", "aggregation": "mean", "score": "cosine", "objective": "ranking", "warmup_epochs": 8},
         "base": {"messages": "none", "score": "cosine", "objective": "ranking", "warmup_epochs": 8}}
     epochs = lambda name: [stage["train"]["epochs"] for stage in recipe(name).get("stages", [recipe(name)])]
-    assert {sum(epochs(name)) for name in sweep.variants} == {95}
+    assert {sum(epochs(name)) for name in sweep.variants} == {115}
+
+
+def test_first_stages_that_runs_have_in_common_are_trained_once(folder, tmp_path, monkeypatch):
+    in_this_process(monkeypatch)
+    sweep = {**content(folder), "ensembles": {}, "labels": {}, "seeds": [3]}
+    sweep["base"]["stages"] = [*STAGES[:1], {"name": "middle"}, {"name": "rest"}]
+    sweep["variants"] = {"one": {"model": {"method": "vse"}}, "two": {"model": {"method": "vse"}},
+                         "other": {"model": {"method": "vse", "margin": 0.3}}}
+    sweep["variants"]["two"]["stages"] = [*STAGES[:1], {"name": "middle", "train": {"lr": 1e-3}}, {"name": "rest"}]
+    trained = []
+    monkeypatch.setattr(Trainer, "_run_epoch", lambda self, run=Trainer._run_epoch: (trained.append(self.out_dir), run(self))[1])
+    run_sweep(written(tmp_path / "tiny.yaml", sweep), out=tmp_path / "results", runs=tmp_path / "shared", progress=False)
+    places = {path.relative_to(tmp_path / "shared" / "tiny").as_posix() for path in trained}
+    assert places == {"one/seed3/warm", "one/seed3/middle", "one/seed3", "two/seed3/middle", "two/seed3",
+                      "other/seed3/warm", "other/seed3/middle", "other/seed3"}
+    alone = {**sweep, "variants": {"two": sweep["variants"]["two"]}}
+    run_sweep(written(tmp_path / "tiny.yaml", alone), out=tmp_path / "results", runs=tmp_path / "alone", progress=False)
+    metrics = [read_json(tmp_path / home / "tiny" / "two" / "seed3" / "metrics.json") for home in ("shared", "alone")]
+    assert metrics[0]["test"] == metrics[1]["test"] and metrics[0]["curve"] == metrics[1]["curve"]
