@@ -19,6 +19,7 @@ Binary cross entropy of CAMP, scores in (0, 1)::
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -117,3 +118,55 @@ def collapsed_bce(num_images: int, num_captions: int, negatives: Negatives = "ha
     if negatives == "all":
         return math.log(2) * (2 - pairs / (num_images * num_captions))
     return 4 * math.log(2) * (pairs if reduction == "sum" else 1)
+
+
+# --- HREM: a triplet loss whose negatives are drawn by their distance ---------------------------------------------------
+
+
+@torch.no_grad()
+def distance_weights(scores: Tensor, positives: Tensor, cutoff: float = 1.7, nearest: float = 0.5, dim: int = 512) -> Tensor:
+    """How likely each candidate is drawn as the negative of an anchor: (A, N), rows add up to 1, or are 0 without a candidate.
+
+    ``scores`` (A, N): cosines of anchors and candidates; ``positives`` (A, N) bool: never drawn. With the distance
+    D = max(√(2 - 2S), nearest) the weight is 1 / q(D), where q(D) ~ D^(dim-2) (1 - D²/4)^((dim-3)/2) is how distances are spread
+    on a sphere of ``dim`` dimensions: every distance below ``cutoff`` is then drawn about as often (Wu et al., Sampling
+    Matters in Deep Embedding Learning, ICCV 2017).
+    """
+    distances = (2 - 2 * scores).clamp(min=0).sqrt().clamp(min=nearest)
+    logs = (2 - dim) * distances.log() - (dim - 3) / 2 * torch.log(1 - distances**2 / 4)
+    logs = logs.masked_fill(positives | ~logs.isfinite(), 0)
+    weights = (logs - logs.amax(1, keepdim=True)).exp().masked_fill(positives | (distances >= cutoff), 0)
+    return weights / (weights.sum(1, keepdim=True) + 1e-20)
+
+
+def draw_negatives(weights: Tensor) -> Tensor:
+    """One column (P,) a row of ``weights`` (P, N), by torch's generator."""
+    return weights.multinomial(1).squeeze(1)
+
+
+def sampled_triplet_loss(scores: Tensor, positives: Tensor, margin: float = 0.2, cutoff: float = 1.7, dim: int = 512,
+                         reduction: Reduction = "mean", draw: Callable[[Tensor], Tensor] = draw_negatives) -> dict[str, Tensor]:
+    """Triplet loss of cosines (I, C): ``{"loss", "i2t", "t2i"}``, scalars, loss = i2t + t2i.
+
+    Every positive pair (a, p), in the order of rows and columns, has one negative n drawn by :func:`distance_weights` of its
+    anchor a: [margin + S_an - S_ap]₊. Anchors are the images in i2t, the captions in t2i. A pair without a candidate adds 0.
+    ``draw``: weights (P, N) to columns (P,); it is asked for i2t first.
+    """
+    terms = {}
+    for name, lines, mask in (("i2t", scores, positives), ("t2i", scores.T, positives.T)):
+        weights = distance_weights(lines, mask, cutoff, dim=dim)
+        rows, columns = mask.nonzero(as_tuple=True)
+        count = max(1, len(rows))
+        found = weights.sum(1)[rows] > 0
+        rows, columns = rows[found], columns[found]
+        costs = lines[rows, columns]
+        if len(rows):
+            costs = (margin + lines[rows, draw(weights[rows])] - costs).clamp(min=0)
+        costs = costs.sum()
+        terms[name] = costs / count if reduction == "mean" else costs
+    return {"loss": terms["i2t"] + terms["t2i"], **terms}
+
+
+def collapsed_triplet(num_pairs: int, margin: float = 0.2, reduction: Reduction = "mean") -> float:
+    """The sampled triplet loss if all scores were equal, at a distance below the cutoff: 2δ a positive pair."""
+    return 2 * margin * (num_pairs if reduction == "sum" else 1)

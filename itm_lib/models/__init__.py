@@ -10,6 +10,7 @@ from itm_lib.files import InputError, nearest
 from itm_lib.models.base import Encoding, MatchingModel, ModelConfig
 from itm_lib.models.camp import CAMP, CampConfig
 from itm_lib.models.ensemble import Ensemble
+from itm_lib.models.hrem import HREM, HremConfig
 from itm_lib.models.saving import checked_config, read_config, resolve_folder
 from itm_lib.models.scan import SCAN, SCANConfig
 from itm_lib.models.vse import VSE, VSEConfig
@@ -18,10 +19,11 @@ MODELS: dict[str, tuple[type[MatchingModel], type[ModelConfig]]] = {
     "vse": (VSE, VSEConfig),
     "scan": (SCAN, SCANConfig),
     "camp": (CAMP, CampConfig),
+    "hrem": (HREM, HremConfig),
 }
 
-__all__ = ["CAMP", "MODELS", "SCAN", "VSE", "CampConfig", "Encoding", "Ensemble", "MatchingModel", "ModelConfig", "SCANConfig", "VSEConfig",
-           "build_model", "load_model", "model_classes"]
+__all__ = ["CAMP", "HREM", "MODELS", "SCAN", "VSE", "CampConfig", "Encoding", "Ensemble", "HremConfig", "MatchingModel", "ModelConfig",
+           "SCANConfig", "VSEConfig", "build_model", "load_model", "model_classes"]
 
 
 def model_classes(name: str) -> tuple[type[MatchingModel], type[ModelConfig]]:

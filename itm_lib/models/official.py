@@ -7,6 +7,10 @@ overrides both. ``config`` may use our names (``direction``) or the authors' (``
 SCAN: two parts, ``img_enc`` and ``txt_enc``. CAMP: ``sim`` besides, with both its measures: ``gate_fusion_new`` where the
 part has ``fc_1``, otherwise ``cross_attention_new``, pooled by attention where it has ``reduce_layer_1``. The loss comes from
 ``loss_func``, BCE where nothing says otherwise: the released code always takes BCE.
+
+HREM: ``img_enc`` and ``txt_enc`` with a BERT. Checkpoints hold no relation modules; where a state has them (``criterion``) they are
+taken, otherwise they are new. The number of BERT's heads, and of the other layers', is in no shape: ``bert_config`` and ``nhead`` say
+it, 64 dimensions a head and 16 heads otherwise.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from torch import Tensor
 from itm_lib.files import InputError
 from itm_lib.models.base import MatchingModel, ModelConfig
 from itm_lib.models.camp import CAMP, CampConfig
+from itm_lib.models.hrem import HREM, HremConfig
 from itm_lib.models.saving import checked_config
 from itm_lib.models.scan import SCAN, SCANConfig
 
@@ -65,13 +70,37 @@ CAMP_OPTIONS: Options = {
     "max_length": ("pad_to", lambda value: int(value) + 3),  # they pad three places past the longest caption they keep
     "measure": None, "fusion_func": None, "self_attention": None,
 }
+HREM_OPTIONS: Options = {
+    **{key: value for key, value in COMMON_OPTIONS.items() if key not in ("word_dim", "num_layers", "bi_gru")},
+    "word_dim": None, "num_layers": None, "bi_gru": None, "bert_config": ("bert_config", dict), "nhead": ("num_heads", int),
+    "dropout": ("dropout", float), "residual_weight": ("beta", float), "num_layers_enc": ("num_layers", int),
+    "mask_weight": ("relation_weight", float), "threshold": ("threshold", float), "topk": ("topk", int),
+    "reg_loss_weight": ("reg_weight", float), "norm_input": ("normalise_nodes", bool), "cross_loss": ("cross_loss", bool),
+    "warmup": ("relation_warmup", int), "graph_lr_factor": ("graph_lr_scale", float),
+    "mask_repeat": ("same_image_negatives", lambda value: not value),
+    "base_loss": ("matching_loss", lambda value: {"trip": "distance_weighted", "vse": "hinge"}.get(value, value)), "gnn_loss": None,
+    "dataset": ("distance_cutoff", lambda value: 1.9 if "coco" in str(value) else 1.7),
+}
+
+# modules of one of HREM's transformer layers -> ours; then of everything else
+HREM_LAYER = {"self_attn": "attend.attention", "norm1": "attend.norm", "linear1": "feed.first", "linear2": "feed.second",
+              "norm2": "feed.norm"}
+HREM_MODULES = {
+    "img_enc.fc.fc": "image.linear.fc", "img_enc.fc.mlp.layers.0": "image.hidden", "img_enc.fc.mlp.layers.1": "image.out",
+    "img_enc.fc.mlp.bns.0": "image.norm", "txt_enc.bert": "text.bert", "txt_enc.linear": "text.linear",
+    "img_enc.aggr.layers.0": "image_relations", "txt_enc.aggr.layers.0": "text_relations", "criterion.gnn.layers": "graph",
+    **{f"criterion.adj_model.adj_learning.mlp_{way}.{theirs}": f"relevance.{way}.{ours}"
+       for way in ("i2t", "t2i") for theirs, ours in ((0, 0), (3, 2))},
+}
+HREM_UNUSED = ("img_enc.fc.mlp.bns.1.", "txt_enc.bert.pooler.", "txt_enc.bert.embeddings.position_ids")
+BERT_MASK = 103  # the id of [MASK] in the vocabulary of bert-base-uncased
 
 
 def load_official(path_or_state: Any, method: str, config: Mapping[str, Any] | None = None) -> MatchingModel:
     """The authors' checkpoint as our model, in evaluation mode, in the dtype of its tensors.
 
     ``path_or_state``: a file saved by the authors' code, or what it holds: a dict with ``"model"``, a list of the parts'
-    state dicts, or one dict whose keys start with the part (``img_enc/fc.weight``). ``method``: ``"scan"`` or ``"camp"``.
+    state dicts, or one dict whose keys start with the part (``img_enc/fc.weight``). ``method``: ``"scan"``, ``"camp"`` or ``"hrem"``.
     Raises :class:`InputError` for another method, a damaged file, or a state that is not of this method.
     """
     if method not in LOADERS:
@@ -203,6 +232,49 @@ def camp_settings(sim: State) -> dict[str, Any]:
     return {"fusion": "none", "message_norm": False, "score": "cosine", "aggregation": aggregation, **heads}
 
 
+def load_hrem(parts: dict[str, State], options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> HREM:
+    """HREM from ``img_enc`` and ``txt_enc``, and from ``criterion`` where it is there."""
+    flat = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
+    words = flat.get("txt_enc.bert.embeddings.word_embeddings.weight")
+    matrix, hidden = flat.get("img_enc.fc.fc.weight"), flat.get("img_enc.fc.mlp.layers.0.weight")
+    if set(parts) - {"criterion"} != {"img_enc", "txt_enc"} or words is None or matrix is None or hidden is None:
+        found = ", ".join(f"{part}: {', '.join(list(state)[:3])}" for part, state in parts.items())
+        raise InputError(f"{where} is not an HREM checkpoint, which has img_enc fc.fc, fc.mlp and txt_enc bert; found {found}"[:400])
+    given = {**options, **config}
+    if given.get("base_loss", "trip") != given.get("gnn_loss", given.get("base_loss", "trip")):
+        raise InputError(f"{where}: base_loss {given['base_loss']} and gnn_loss {given['gnn_loss']} differ: one loss is supported")
+    shapes = {"region_dim": matrix.shape[1], "embed_dim": matrix.shape[0], "vocab_size": len(words), "text_encoder": "bert",
+              "bert_config": bert_architecture(parts["txt_enc"])}
+    shapes |= {"mask_id": BERT_MASK} if len(words) > BERT_MASK else {"word_dropping": 0.0}
+    model = HREM(official_config(HremConfig, HREM_OPTIONS, options, shapes, config, where))
+    state = {name: value for name, value in model.state_dict().items()
+             if name in ("step", "text.continues") or ("criterion" not in parts and name.startswith(("graph.", "relevance.")))}
+    for key, value in flat.items():
+        if not key.startswith(HREM_UNUSED):
+            state[hrem_name(key)] = value
+    return filled(model, state, where)
+
+
+def hrem_name(key: str) -> str:
+    """Our name of a tensor of HREM's code."""
+    start = next((prefix for prefix in HREM_MODULES if key.startswith(f"{prefix}.")), None)
+    if start is None:
+        return key
+    rest = key.removeprefix(f"{start}.")
+    if start.endswith(("aggr.layers.0", "gnn.layers")):
+        rest = ".".join(HREM_LAYER.get(part, part) for part in rest.split("."))
+    return f"{HREM_MODULES[start]}.{rest}"
+
+
+def bert_architecture(state: State) -> dict[str, Any]:
+    """The settings of a BERT that its tensors' shapes tell; a head has 64 dimensions."""
+    words, places, types = (state[f"bert.embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type"))
+    layers = {int(key.split(".")[3]) for key in state if key.startswith("bert.encoder.layer.")}
+    return {"vocab_size": words.shape[0], "hidden_size": words.shape[1], "max_position_embeddings": places.shape[0],
+            "type_vocab_size": types.shape[0], "num_hidden_layers": len(layers), "num_attention_heads": max(1, words.shape[1] // 64),
+            "intermediate_size": state["bert.encoder.layer.0.intermediate.dense.weight"].shape[0]}
+
+
 def filled(model: MatchingModel, state: State, where: str) -> MatchingModel:
     """``model`` with the weights ``state``, in their dtype and in evaluation mode; every tensor must fit."""
     dtypes = {value.dtype for value in state.values() if value.is_floating_point()}
@@ -216,4 +288,4 @@ def filled(model: MatchingModel, state: State, where: str) -> MatchingModel:
 
 
 Loader = Callable[[dict[str, State], Mapping[str, Any], Mapping[str, Any], str], MatchingModel]
-LOADERS: dict[str, Loader] = {"scan": load_scan, "camp": load_camp}
+LOADERS: dict[str, Loader] = {"scan": load_scan, "camp": load_camp, "hrem": load_hrem}
