@@ -224,8 +224,8 @@ def wide_uniform(layer: nn.Linear, dim: int) -> None:
 class CAMP(HingeModel):
     """Cross-modal adaptive message passing.
 
-    ``block_bytes`` bounds the working memory of ``similarity`` beyond its inputs and scores; None takes 32 MiB on a CPU and 512 MiB
-    elsewhere. In training the blocks' tensors are kept for the backward pass up to ``graph_bytes``; above that each block
+    ``block_bytes`` bounds the working memory of ``similarity`` beyond its inputs and scores; None takes 32 MiB on a CPU, or 128 pairs where
+    they are larger, and 512 MiB elsewhere. In training the blocks' tensors are kept for the backward pass up to ``graph_bytes``; above that each block
     is computed again there. Neither changes a number beyond rounding.
     """
 
@@ -250,7 +250,7 @@ class CAMP(HingeModel):
             for layer in self.fusion.values():
                 wide_uniform(layer, dim)
         if config.aggregation == "attention":
-            make = lambda: nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, config.num_heads))  # noqa: E731
+            make = lambda: nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, config.num_heads))  # noqa: E731
             self.summary = nn.ModuleDict({"regions": make(), "words": make()})
         if config.score == "mlp":
             wide = dim if config.fusion in ("sum", "product") else 2 * dim
@@ -277,7 +277,7 @@ class CAMP(HingeModel):
         dtype = score_dtype(self)
         images, captions = (Encoding(side.fragments.to(dtype), side.mask) for side in (images, captions))
         bytes_ = self._pair_bytes(images.fragments.shape[1], captions.fragments.shape[1])
-        block_bytes = self.block_bytes or (2**25 if images.fragments.device.type == "cpu" else 2**29)
+        block_bytes = self.block_bytes or (max(2**25, 128 * bytes_) if images.fragments.device.type == "cpu" else 2**29)
         pairs = max(1, block_bytes // bytes_)
         height = min(len(images), max(1, math.isqrt(pairs)))
         width = max(1, pairs // height)
@@ -390,7 +390,7 @@ class CAMP(HingeModel):
             parts = [part if gates is None else gates * part for part in joined[config.fusion]()]
             weights = self.fusion[kind].weight.split(config.embed_dim, 1)
             mapped = sum(part @ weight.T for part, weight in zip(parts, weights))
-        fused = torch.relu(mapped)
+        fused = mapped.relu_()  # in place: these are the largest tensors there are
         return fused + x if config.residual else fused
 
     def _pool(self, fused: Tensor, mask: Tensor, kind: str) -> tuple[Tensor, Tensor]:
