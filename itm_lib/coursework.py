@@ -19,7 +19,7 @@ from torch import Tensor
 
 from itm_lib.evaluation.ranking import RetrievalMetrics, ceiling, map_at_r
 from itm_lib.features.region_encoder import overlap
-from itm_lib.losses import hinge_loss
+from itm_lib.losses import bce_loss, hinge_loss
 from itm_lib.models.base import Encoding
 from itm_lib.models.layers import l2norm
 from itm_lib.models.scan import SCAN, SCANConfig
@@ -321,6 +321,137 @@ def check_sum_max(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         scores = {way: SCAN(SCANConfig(direction=way, **config)).similarity(*sides) for way in ("t2i", "i2t")}
         expect(answer, (regions, words, mask), scores["t2i"], "3 random pictures and 6 random captions",
                {"that is the other direction: each word takes its best region, then add up the words": scores["i2t"]})
+    right(answer)
+
+
+# ---- 03 CAMP ------------------------------------------------------------------------------------------------------------
+
+def check_region_messages(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """``answer(regions (R, d), words (W, d), mask (W,) bool)``: each region's message, softmax(v · t / √d) over the real words."""
+    def messages(regions: Tensor, words: Tensor, mask: Tensor, scale: bool = True, axis: int = 1) -> Tensor:
+        logits = regions @ words.T / (regions.shape[1] ** 0.5 if scale else 1)
+        return logits.masked_fill(~mask, -torch.inf).softmax(axis).nan_to_num() @ words
+
+    def zeros_for_padding(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        return (regions @ words.T / regions.shape[1] ** 0.5 * mask).softmax(1) @ words
+
+    def mistakes(regions: Tensor, words: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        every = torch.ones_like(mask)
+        return {"the padded word takes part": messages(regions, words, every),
+                "a padded word needs a logit of -inf: exp(0) is 1, not 0": zeros_for_padding(regions, words, mask),
+                "the softmax runs over the words, one a region": messages(regions, words, mask, axis=0),
+                "divide the products by √d": messages(regions, words, mask, scale=False),
+                "that is the mean of the words: their weights come from the products with the region":
+                (words * mask[:, None]).sum(0).expand_as(regions) / mask.sum()}
+
+    regions = torch.tensor([[2.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    words, mask = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 3.0]]), torch.tensor([True, True, False])
+    alone = words[:2], mask[:2]
+    expect(answer, (regions, *alone), messages(regions, *alone), "three regions and two words", mistakes(regions, *alone))
+    expect(answer, (regions, words, mask), messages(regions, words, mask), "the same with a third word, which is padding",
+           mistakes(regions, words, mask))
+    for seed in range(3):
+        regions, words = torch.randn(5, 4, generator=_seed(seed)), torch.randn(7, 4, generator=_seed(seed + 10))
+        mask = torch.arange(7) < 3 + seed
+        expect(answer, (regions, words, mask), messages(regions, words, mask), "5 random regions and 7 words, some of them padding",
+               mistakes(regions, words, mask))
+    right(answer)
+
+
+def check_gates(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """``answer(coefficients (R, W), products (R, W))``: the scalar gates σ(v · m) (R,) of the messages m = coefficients @ words,
+    whose products v · t are given."""
+    def gates(coefficients: Tensor, products: Tensor, axis: int = 1) -> Tensor:
+        return (coefficients * products).sum(axis).sigmoid()
+
+    def mistakes(coefficients: Tensor, products: Tensor) -> dict[str, Tensor]:
+        logits = coefficients * products
+        return {"that is v · m: a gate is σ of it, between 0 and 1": logits.sum(1),
+                "there is one gate a region: add up over the words": gates(coefficients, products, axis=0),
+                "the logit of a gate is the sum over the words, not their mean": logits.mean(1).sigmoid(),
+                "σ comes last, after the sum over the words": logits.sigmoid().sum(1),
+                "that leaves out how much of each word is in the message": products.sum(1).sigmoid(),
+                "a gate is no softmax: each region has its own σ": logits.sum(1).softmax(0)}
+
+    coefficients, products = torch.tensor([[0.75, 0.25], [0.5, 0.5]]), torch.tensor([[4.0, -2.0], [-6.0, 1.0]])
+    expect(answer, (coefficients, products), [torch.tensor(2.5).sigmoid(), torch.tensor(-2.5).sigmoid()],
+           "two regions and two words", mistakes(coefficients, products))
+    for seed in range(3):
+        coefficients = torch.randn(4, 6, generator=_seed(seed)).softmax(1)
+        regions, words = torch.randn(4, 8, generator=_seed(seed + 10)), torch.randn(6, 8, generator=_seed(seed + 20))
+        wanted = (regions * (coefficients @ words)).sum(1).sigmoid()
+        expect(answer, (coefficients, regions @ words.T), wanted, "4 random regions and 6 words", mistakes(coefficients, regions @ words.T))
+    right(answer)
+
+
+def check_gated_fusion(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """``answer(regions (R, d), messages (R, d), weight (d, 2d))``: ReLU(F g [v; m]) + v with g = σ(v · m), (R, d)."""
+    def fused(v: Tensor, m: Tensor, weight: Tensor, gated: str = "both", residual: bool = True, late: bool = False) -> Tensor:
+        gate = (v * m).sum(1, keepdim=True).sigmoid()
+        own, message = v * (gate if gated == "both" else 1), m * (1 if gated == "none" else gate)
+        mapped = torch.cat([own, message], 1) @ weight.T
+        if late:
+            return (mapped + v).relu()
+        return mapped.relu() + (v if residual else 0)
+
+    def mistakes(v: Tensor, m: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        gate = (v * m).sum(1, keepdim=True).sigmoid()
+        return {"the residual is missing: add the region itself": fused(v, m, weight, residual=False),
+                "the gate is missing": fused(v, m, weight, gated="none"),
+                "the gate belongs to both halves of [v; m]": fused(v, m, weight, gated="message"),
+                "the residual comes after ReLU, so that it keeps its negative numbers": fused(v, m, weight, late=True),
+                "the residual is not gated: a closed gate leaves the region as it is":
+                gate * (fused(v, m, weight, gated="none", residual=False) + v),
+                "ReLU is missing": torch.cat([v, m], 1) * gate @ weight.T + v,
+                "first the region, then its message": fused(m, v, weight, residual=False) + v}
+
+    weight = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]])          # F [v; m] = v + m
+    regions, messages = torch.tensor([[2.0, -1.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.5], [-2.0, 1.0]])
+    expect(answer, (regions, messages, weight), fused(regions, messages, weight), "two regions, with F [v; m] = v + m",
+           mistakes(regions, messages, weight))
+    closed = torch.tensor([[20.0, 20.0]])
+    expect(answer, (closed, -closed, weight), closed, "a region whose message says the opposite", mistakes(closed, -closed, weight))
+    for seed in range(3):
+        regions, messages = (0.7 * torch.randn(5, 4, generator=_seed(seed + offset)) for offset in (0, 10))
+        weight = torch.randn(4, 8, generator=_seed(seed + 20))
+        expect(answer, (regions, messages, weight), fused(regions, messages, weight), "5 random regions and messages",
+               mistakes(regions, messages, weight))
+    right(answer)
+
+
+def check_hardest_bce(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    """``answer(scores (B, B) in [0, 1], positive_mask (B, B) bool, eps)``: mean over pairs, the diagonal, of
+    -(2 log s_ii + log(1 - hardest of the row) + log(1 - hardest of the column)), scores clamped to [eps, 1 - eps]."""
+    def bce(scores: Tensor, mask: Tensor, eps: float, twice: float = 2, both: bool = True, pick: str = "amax",
+            pool: Callable[[Tensor], Tensor] = torch.mean) -> Tensor:
+        scores = scores.clamp(eps, 1 - eps)
+        foreign = -torch.log1p(-scores)
+        lowest = 0.0 if pick == "amax" else torch.inf
+        terms = [getattr(foreign.masked_fill(mask, lowest), pick)(axis) for axis in ((1, 0) if both else (1,))]
+        return twice * pool(-scores.diagonal().log()) + sum(map(pool, terms))
+
+    def mistakes(scores: Tensor, mask: Tensor, eps: float) -> dict[str, Tensor]:
+        own = torch.eye(len(scores), dtype=torch.bool)
+        return {"the positive term counts twice, as there are two negatives": bce(scores, mask, eps, twice=1),
+                "that is the easiest negative: the hardest has the largest score, and so the largest cost": bce(scores, mask, eps, pick="amin"),
+                "the hardest picture of each caption, in the columns, is missing": bce(scores, mask, eps, both=False),
+                "the loss is the mean over the pairs, not their sum": bce(scores, mask, eps, pool=torch.sum),
+                "use positive_mask: a caption of the same picture is no negative": bce(scores, own, eps),
+                "without the clamp log(0) is -infinity": torch.tensor(torch.inf),
+                "mask the positives before you take the hardest": bce(scores, torch.zeros_like(mask), eps)}
+
+    scores, alone = torch.tensor([[0.9, 0.2, 0.4], [0.1, 0.5, 0.6], [0.3, 0.7, 0.8]]), torch.eye(3, dtype=torch.bool)
+    expect(answer, (scores, alone, 1e-6), bce(scores, alone, 1e-6), "three pairs", mistakes(scores, alone, 1e-6))
+    expect(answer, (torch.full((4, 4), 0.5), torch.eye(4, dtype=torch.bool), 1e-6), 4 * np.log(2), "a collapsed model, every score 0.5",
+           mistakes(torch.full((4, 4), 0.5), torch.eye(4, dtype=torch.bool), 1e-6))
+    sure = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    expect(answer, (sure, torch.eye(2, dtype=torch.bool), 1e-3), bce(sure, torch.eye(2, dtype=torch.bool), 1e-3),
+           "scores of exactly 0 and 1, eps = 0.001", mistakes(sure, torch.eye(2, dtype=torch.bool), 1e-3))
+    for seed in range(3):
+        random, ids = torch.rand(8, 8, generator=_seed(seed)), torch.randint(0, 5, (8,), generator=_seed(seed + 10))
+        mask, diagonal = ids[:, None] == ids[None, :], torch.arange(8)
+        expect(answer, (random, mask, 1e-6), bce_loss(random, (diagonal, diagonal), mask)["loss"],
+               "a random 8 × 8 matrix with repeated pictures", mistakes(random, mask, 1e-6))
     right(answer)
 
 

@@ -176,6 +176,7 @@ class LiveCurve:
 
     >>> curve = LiveCurve()
     >>> Trainer(model, train, val, config, folder, on_epoch=curve.follow("VSE++")).fit()      # doctest: +SKIP
+    >>> run_recipe(recipe, folder, on_epoch=LiveCurve().follow_stages)                        # doctest: +SKIP
     """
 
     def __init__(self, metric: str = "rsum", perfect: float | None = None):
@@ -185,17 +186,21 @@ class LiveCurve:
 
     def follow(self, name: str) -> Callable[[Sequence[Mapping[str, Any]]], None]:
         """What a Trainer takes as ``on_epoch``: draws the run as ``name``."""
-        def draw(history: Sequence[Mapping[str, Any]]) -> None:
-            from IPython.display import display
+        return lambda history: self._draw(name, history, training_curve)
 
-            self.histories[name] = history
-            figure = training_curve(self.histories, self.metric, self.perfect)
-            if self._shown is None:
-                self._shown = display(figure, display_id=True)
-            else:
-                self._shown.update(figure)
+    def follow_stages(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """An ``on_epoch`` for a recipe with stages: draws them one after the other, see :func:`staged_curve`."""
+        self._draw(history[-1]["stage"], history, staged_curve)
 
-        return draw
+    def _draw(self, name: str, history: Sequence[Mapping[str, Any]], curve: Callable[..., Figure]) -> None:
+        from IPython.display import display
+
+        self.histories[name] = history
+        figure = curve(self.histories, self.metric, self.perfect)
+        if self._shown is None:
+            self._shown = display(figure, display_id=True)
+        else:
+            self._shown.update(figure)
 
 
 def recall_bars(results: Mapping[str, Mapping[str, float]], ceiling: Mapping[str, float] | None = None) -> Figure:
@@ -476,4 +481,106 @@ def probe_bars(accuracies: Mapping[str, float], baselines: Mapping[str, float]) 
     ax.set(xlabel="val accuracy of a linear probe (%)", xlim=(0, 110), xticks=range(0, 101, 20),
            ylim=(len(accuracies) - 0.5, -0.5))
     figure.legend(loc="outside lower center")
+    return figure
+
+
+# ---- 03 CAMP -------------------------------------------------------------------------------------------------------------
+
+GATE_TICKS = (1e-9, 1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999)
+PAIRS = {"true pairs": (GREEN, "-"), "false pairs": (RED, (0, (4, 2)))}
+
+
+def staged_curve(stages: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "rsum", perfect: float | None = None) -> Figure:
+    """The training of a recipe with stages: one after the other, a colour a stage, on one axis of steps and one of epochs.
+
+    ``stages`` {name: rows of its History}, in order. Their losses are of different kinds, so each is drawn as a share of what
+    a collapsed model would have: the dashed line at 1. A ring marks the epoch that the next stage starts with.
+    """
+    figure = Figure(figsize=(9.2, 3.3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    step = epoch = 0
+    for number, (name, rows) in enumerate(stages.items()):
+        look = {"color": COLOURS[number % len(COLOURS)], "label": name}
+        steps, epochs = _rows(rows, "steps", "collapsed_loss"), _rows(rows, "epoch", metric)
+        left.plot([step + row["step"] for row in steps], [row["loss"] / row["collapsed_loss"] for row in steps], **look)
+        right.plot([epoch + row["epoch"] for row in epochs], [row[metric] for row in epochs], "o-", markersize=3.5, **look)
+        for row in [row for row in epochs if row.get("best")][-1:]:
+            right.plot(epoch + row["epoch"], row[metric], "o", markersize=10, fillstyle="none", color=look["color"])
+        step, epoch = step + max(row["step"] for row in rows), epoch + max(row["epoch"] for row in rows)
+        for ax, end in ((left, step), (right, epoch)) if number < len(stages) - 1 else ():
+            ax.axvline(end, color=GREY, linewidth=0.8)
+    left.axhline(1, color=BLACK, linestyle="--", linewidth=1.2, label="collapsed model")
+    if perfect is not None:
+        right.axhline(perfect, color=BLACK, linestyle="--", linewidth=1.2, label="perfect matcher")
+    left.set(xlabel="step", ylabel="training loss / that of a collapsed model", ylim=(0, None))
+    right.set(xlabel="epoch", ylabel=f"{metric} on val")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    for ax in (left, right):
+        ax.grid(axis="y")
+        ax.legend(loc="best")
+    return figure
+
+
+def open_gates(pictures: Sequence[Any], boxes: Sequence[Any], region_gates: Sequence[Any], words: Sequence[Sequence[str]],
+               word_gates: Sequence[Any], titles: Sequence[str], width: float = 3.3) -> Figure:
+    """How far the gates of some pairs are open, a column a pair: on the regions of the picture above, on the words below.
+
+    ``boxes`` (R, 4) and ``region_gates`` (R,), ``words`` and ``word_gates`` (W,) a pair. A box has the colour of its gate, and a thicker
+    line the wider it is open; its number stands in its upper left corner. A bar is a word's gate.
+    """
+    import matplotlib
+
+    tall = max(len(each) for each in words)
+    figure = Figure(figsize=(len(pictures) * width, width + 0.9 + 0.23 * tall), layout="constrained")
+    axes = figure.subplots(2, len(pictures), squeeze=False, gridspec_kw={"height_ratios": (width, 0.23 * tall)})
+    colours = matplotlib.colormaps["viridis"]
+    for column, (above, below) in enumerate(axes.T):
+        gates, tokens, bars = np.asarray(region_gates[column], dtype=float), words[column], np.asarray(word_gates[column], dtype=float)
+        if gates.shape != (len(boxes[column]),) or bars.shape != (len(tokens),):
+            raise InputError(f"pair {column}: gates of shapes {gates.shape} and {bars.shape} for {len(boxes[column])} regions and "
+                             f"{len(tokens)} words")
+        height, breadth = _picture(above, pictures[column])
+        for region in np.argsort(gates):
+            box, thick = np.asarray(boxes[column][region]) * [breadth, height, breadth, height], 1.2 + 3 * gates[region]
+            _box(above, box, fill=False, edgecolor=colours(gates[region]), linewidth=thick,
+                 path_effects=[withStroke(linewidth=thick + 1.6, foreground="white")])
+            above.text(box[0] + 2, box[1] + 2, f"{gates[region]:.2f}", fontsize=6.5, va="top",
+                       bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.6})
+        above.set(xlim=(-3, breadth + 2), ylim=(height + 2, -3))
+        above.set_title(textwrap.fill(titles[column], int(13 * width)), fontsize=9)
+        below.barh(range(len(tokens)), bars, 0.75, color=colours(bars))
+        below.set_yticks(range(len(tokens)), tokens, fontsize=8)
+        below.set(xlim=(0, 1), ylim=(len(tokens) - 0.4, -0.6), xlabel="gate of the word")
+        below.grid(axis="x")
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), colours)
+    figure.colorbar(scale, ax=axes[:, -1].tolist(), label="gate (0 closed, 1 open)", shrink=0.7, aspect=30)
+    return figure
+
+
+def gate_histograms(gates: Mapping[str, Mapping[str, Any]], marks: Mapping[str, tuple[float, str]] | None = None) -> Figure:
+    """How gates are spread, a panel a side, on the axis of their logits, where 1e-9 and 0.97 have room in one figure.
+
+    ``gates`` {"regions": {"true pairs": (n,), "false pairs": (n,)}, "words": ...}, from 0 to 1. A triangle is the mean gate. ``marks``
+    {label: (gate, colour)} draws dotted lines, for numbers of a paper.
+    """
+    logit = lambda values: np.log(values) - np.log1p(-values)  # noqa: E731
+    figure = Figure(figsize=(9.6, 3.3), layout="constrained")
+    axes = figure.subplots(1, len(gates), sharey=True, squeeze=False)[0]
+    ticks = logit(np.array(GATE_TICKS))
+    edges = np.linspace(ticks[0] - 1, ticks[-1] + 1, 61)
+    for ax, (side, kinds) in zip(axes, gates.items()):
+        for kind, values in kinds.items():
+            values, (colour, line) = np.clip(np.asarray(values, dtype=float), 1e-9, 1 - 1e-9), PAIRS[kind]
+            counts = np.histogram(np.clip(logit(values), edges[0], edges[-1]), edges)[0]
+            ax.stairs(100 * counts / len(values), edges, color=colour, linestyle=line, linewidth=1.6, label=kind)
+            mean = float(values.mean())
+            ax.plot(logit(mean), 0, "^", color=colour, markersize=9, clip_on=False, zorder=3,
+                    label=f"their mean, {mean:.3f}" if mean >= 0.01 else f"their mean, {mean:.1e}")
+        for label, (gate, colour) in (marks or {}).items():
+            ax.axvline(logit(gate), color=colour, linestyle=":", linewidth=2, label=label)
+        ax.set_xticks(ticks, [f"{gate:g}" for gate in GATE_TICKS])
+        ax.set(title=side, xlabel="gate (the axis is even in its logit)", ylim=(0, None))
+        ax.grid(axis="y")
+        ax.legend(loc="upper left", fontsize=8)
+    axes[0].set_ylabel("gates in the bin (%)")
     return figure

@@ -109,6 +109,32 @@ def sum_max(regions, words, mask, masked=True):
     return (best * mask if masked else best).sum(2)
 
 
+# ---- 03 CAMP -------------------------------------------------------------------------------------------------------------
+
+def region_messages(regions, words, mask, masked=True, scale=True, axis=1):
+    logits = regions @ words.T / (regions.shape[1] ** 0.5 if scale else 1)
+    if masked:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    return logits.softmax(axis) @ words
+
+
+def gates(coefficients, products):
+    return torch.sigmoid((coefficients * products).sum(1))
+
+
+def gated_fusion(regions, messages, weight, gated=True, residual=True, inside=False):
+    gate = torch.sigmoid((regions * messages).sum(1, keepdim=True)) if gated else 1
+    mapped = (gate * torch.cat([regions, messages], 1)) @ weight.T
+    return (mapped + regions).relu() if inside else mapped.relu() + (regions if residual else 0)
+
+
+def hardest_bce(scores, positive_mask, eps, positive=2, clamped=True, first=True, reduce=torch.mean):
+    scores = scores.clamp(eps, 1 - eps) if clamped else scores
+    negatives = scores.masked_fill(positive_mask, 0) if first else scores
+    own = -positive * scores.diagonal().log()
+    return reduce(own - (1 - negatives.amax(1)).log() - (1 - negatives.amax(0)).log())
+
+
 CASES = [
     (coursework.check_caption_recall, caption_recall, [
         (lambda s, o, k: caption_recall(s, o, k, ties_against=False), "ties count against the query"),
@@ -181,6 +207,36 @@ CASES = [
         (lambda r, w, m: sum_max(r, w, m) / m.sum(1), "do not average"),
         (lambda r, w, m: torch.einsum("ird,cwd->icwr", r, w).masked_fill(~m[:, :, None], -torch.inf).amax(2).sum(2),
          "the other direction"),
+    ]),
+    (coursework.check_region_messages, region_messages, [
+        (lambda v, t, m: region_messages(v, t, m, masked=False), "the padded word takes part"),
+        (lambda v, t, m: (v @ t.T / v.shape[1] ** 0.5 * m).softmax(1) @ t, "exp\\(0\\) is 1"),
+        (lambda v, t, m: region_messages(v, t, m, axis=0), "the softmax runs over the words"),
+        (lambda v, t, m: region_messages(v, t, m, scale=False), "divide the products by √d"),
+        (lambda v, t, m: t[m].mean(0).expand_as(v), "the mean of the words"),
+    ]),
+    (coursework.check_gates, gates, [
+        (lambda b, p: (b * p).sum(1), "that is v · m"),
+        (lambda b, p: torch.sigmoid((b * p).sum(0)), "add up over the words"),
+        (lambda b, p: torch.sigmoid(b * p).sum(1), "σ comes last"),
+        (lambda b, p: torch.sigmoid(p.sum(1)), "how much of each word"),
+        (lambda b, p: (b * p).sum(1).softmax(0), "no softmax"),
+    ]),
+    (coursework.check_gated_fusion, gated_fusion, [
+        (lambda v, m, w: gated_fusion(v, m, w, residual=False), "the residual is missing"),
+        (lambda v, m, w: gated_fusion(v, m, w, gated=False), "the gate is missing"),
+        (lambda v, m, w: gated_fusion(v, m, w, inside=True), "keeps its negative numbers"),
+        (lambda v, m, w: torch.sigmoid((v * m).sum(1, keepdim=True)) * gated_fusion(v, m, w, gated=False), "the residual is not gated"),
+        (lambda v, m, w: torch.sigmoid((v * m).sum(1, keepdim=True)) * torch.cat([v, m], 1) @ w.T + v, "ReLU is missing"),
+    ]),
+    (coursework.check_hardest_bce, hardest_bce, [
+        (lambda s, p, e: hardest_bce(s, p, e, positive=1), "counts twice"),
+        (lambda s, p, e: hardest_bce(s, p, e, reduce=torch.sum), "not their sum"),
+        (lambda s, p, e: hardest_bce(s, p, e, clamped=False), "without the clamp"),
+        (lambda s, p, e: hardest_bce(s, p, e, first=False), "mask the positives before"),
+        (lambda s, p, e: hardest_bce(s, torch.eye(len(s), dtype=torch.bool), e), "use positive_mask"),
+        (lambda s, p, e: -2 * s.diagonal().log().mean() - (1 - s.masked_fill(p, 1).amin(1)).log().mean()
+         - (1 - s.masked_fill(p, 1).amin(0)).log().mean(), "the easiest negative"),
     ]),
 ]
 CHECKERS = {checker.__name__: (checker, answer, wrong) for checker, answer, wrong in CASES}

@@ -134,6 +134,20 @@ def test_live_curve_updates_one_figure(monkeypatch):
     assert [line.get_label() for line in updated[1].axes[0].lines] == ["mean", "max", "collapsed model"]
 
 
+def test_live_curve_follows_the_stages_of_a_recipe(monkeypatch):
+    shown, updated = [], []
+
+    class Handle:
+        update = staticmethod(updated.append)
+
+    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: shown.append(figure) or Handle())
+    curve = viz.LiveCurve()
+    curve.follow_stages(STAGES["first"])
+    curve.follow_stages(STAGES["second"])
+    assert len(shown) == len(updated) == 1
+    assert [line.get_label() for line in updated[0].axes[0].lines if line.get_xdata()[0] > 1] == ["first", "second"]
+
+
 def test_recall_bars_show_each_number_under_its_ceiling():
     figure = viz.recall_bars({"one": RECALLS, "two": RECALLS}, ceiling={"t2i_r1": 90.0})
     i2t, t2i = drawn(figure)
@@ -216,3 +230,53 @@ def test_probe_bars_show_each_probe_beside_its_baseline():
     assert [patch.get_width() for patch in ax.patches] == [92, 40]
     assert list(ax.lines[0].get_xdata()) == [5, 45] and list(ax.lines[0].get_ydata()) == [0, 1]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["object", "size"]
+
+
+# ---- 03 CAMP -------------------------------------------------------------------------------------------------------------
+
+STAGES = {
+    "first": [{"kind": "steps", "stage": "first", "epoch": 1, "step": 10, "loss": 0.2, "collapsed_loss": 0.4},
+              {"kind": "epoch", "stage": "first", "epoch": 1, "step": 10, "loss": 0.2, "rsum": 300.0, "best": True}],
+    "second": [{"kind": "start", "stage": "second", "epoch": 0, "step": 0},
+               {"kind": "steps", "stage": "second", "epoch": 1, "step": 8, "loss": 2.1, "collapsed_loss": 2.8},
+               {"kind": "epoch", "stage": "second", "epoch": 1, "step": 8, "loss": 2.1, "rsum": 350.0, "best": True}],
+}
+
+
+def test_staged_curve_puts_stages_in_a_row_on_a_relative_loss():
+    left, right = drawn(viz.staged_curve(STAGES, perfect=560.0))
+    curves = {line.get_label(): line for line in (*left.lines, *right.lines) if not line.get_label().startswith("_")}
+    assert np.allclose(left.lines[0].get_xydata(), [[10, 0.5]])
+    assert np.allclose(next(line for line in left.lines if line.get_label() == "second").get_xydata(), [[18, 0.75]])
+    assert np.allclose(curves["second"].get_xydata(), [[2, 350]])                  # after one epoch of the first stage
+    assert set(curves["collapsed model"].get_ydata()) == {1} and set(curves["perfect matcher"].get_ydata()) == {560}
+
+
+def test_open_gates_shows_every_gate():
+    boxes = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]])
+    figure = viz.open_gates([PICTURE] * 2, [boxes] * 2, [[0.25, 0.75], [0.5, 0.125]], [["a", "dog"], ["dog"]],
+                            [[0.5, 1.0], [0.1]], ["true", "false"])
+    above, other, below = drawn(figure)[:3]
+    assert [above.get_title(), other.get_title()] == ["true", "false"]
+    assert texts(above) == ["0.25", "0.75"] and texts(other) == ["0.12", "0.50"]   # the widest last, so that it is on top
+    thin, thick = (patch.get_linewidth() for patch in above.patches)
+    assert thin < thick
+    assert [patch.get_width() for patch in below.patches] == [0.5, 1.0]
+    assert [label.get_text() for label in below.get_yticklabels()] == ["a", "dog"]
+
+
+def test_open_gates_refuses_gates_of_another_pair():
+    with pytest.raises(InputError, match=r"pair 0: gates of shapes \(3,\) and \(1,\) for 2 regions and 1 words"):
+        viz.open_gates([PICTURE], [np.zeros((2, 4))], [[0.1, 0.2, 0.3]], [["dog"]], [[0.5]], ["true"])
+
+
+def test_gate_histograms_are_shares_on_the_logits_axis():
+    gates = {"regions": {"true pairs": [0.9, 0.9, 0.5], "false pairs": [1e-12, 0.5]}, "words": {"true pairs": [0.5], "false pairs": [1.0]}}
+    left, right = drawn(viz.gate_histograms(gates, marks={"paper": (0.971, viz.BLUE)}))
+    true, false = (patch.get_data() for patch in left.patches)
+    assert np.isclose(true.values.sum(), 100) and np.isclose(false.values.sum(), 100)      # nothing falls off the ends
+    place = np.searchsorted(true.edges, np.log(0.9 / 0.1)) - 1
+    assert np.isclose(true.values[place], 200 / 3)
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == ["true pairs", "their mean, 0.767", "false pairs", "their mean, 0.250", "paper"]
+    assert [text.get_text() for text in left.get_xticklabels()] == ["1e-09", "1e-06", "0.001", "0.1", "0.5", "0.9", "0.999"]
