@@ -279,14 +279,17 @@ def read_word_pieces(name: str, vocab_size: int) -> tuple[int, list[int]]:
     """The id of the mask, and the ids of the pieces that go on with a word, of the tokenizer beside a BERT."""
     from transformers import AutoTokenizer
 
+    hint = "put its vocab.txt there, or set word_dropping to 0"
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, TypeError) as error:
-        why = " ".join(str(error).split())[:120]
-        raise InputError(f"bert {name!r} has no tokenizer ({why}): put its vocab.txt there, or set word_dropping to 0") from None
+        raise InputError(f"bert {name!r} has no tokenizer ({' '.join(str(error).split())[:120]}): {hint}") from None
+    pieces = tokenizer.get_vocab()
+    if len(pieces) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where there are no files
+        raise InputError(f"bert {name!r} has no tokenizer: {hint}")
     if tokenizer.mask_token_id is None:
         raise InputError(f"the tokenizer of bert {name!r} has no mask: set mask_id, or word_dropping to 0")
-    return tokenizer.mask_token_id, [i for piece, i in tokenizer.get_vocab().items() if piece.startswith("##") and i < vocab_size]
+    return tokenizer.mask_token_id, [place for piece, place in pieces.items() if piece.startswith("##") and place < vocab_size]
 
 
 def check_vocabulary(ours: int, theirs: int) -> None:
@@ -507,12 +510,12 @@ class HREM(HingeModel):
             self.text = GruWords(config.vocab_size, config.word_dim, dim, config.gru_layers, config.bidirectional)
         self.config = config
         self.image_relations, self.text_relations = FragmentRelations(config), FragmentRelations(config)
-        if config.learns_relevance:
-            first = nn.Sequential(nn.Linear(config.topk, config.topk), nn.ReLU(), nn.Linear(config.topk, 1))
-            self.relevance = nn.ModuleDict({"i2t": first, "t2i": deepcopy(first)})  # both start alike
         if config.mechanism != "none":
             layer = FusionLayer if config.mechanism == "fusion" else StandaloneLayer
             self.graph = nn.ModuleList(layer(config) for _ in range(config.num_layers))
+        if config.learns_relevance:
+            first = nn.Sequential(nn.Linear(config.topk, config.topk), nn.ReLU(), nn.Linear(config.topk, 1))
+            self.relevance = nn.ModuleDict({"i2t": first, "t2i": deepcopy(first)})  # both start alike
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
