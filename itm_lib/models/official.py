@@ -72,7 +72,7 @@ CAMP_OPTIONS: Options = {
 }
 HREM_OPTIONS: Options = {
     **{key: value for key, value in COMMON_OPTIONS.items() if key not in ("word_dim", "num_layers", "bi_gru")},
-    "word_dim": None, "num_layers": None, "bi_gru": None, "bert_config": ("bert_config", dict), "nhead": ("num_heads", int),
+    "bert_config": None, "nhead": ("num_heads", int),
     "dropout": ("dropout", float), "residual_weight": ("beta", float), "num_layers_enc": ("num_layers", int),
     "mask_weight": ("relation_weight", float), "threshold": ("threshold", float), "topk": ("topk", int),
     "reg_loss_weight": ("reg_weight", float), "norm_input": ("normalise_nodes", bool), "cross_loss": ("cross_loss", bool),
@@ -93,6 +93,9 @@ HREM_MODULES = {
        for way in ("i2t", "t2i") for theirs, ours in ((0, 0), (3, 2))},
 }
 HREM_UNUSED = ("img_enc.fc.mlp.bns.1.", "txt_enc.bert.pooler.", "txt_enc.bert.embeddings.position_ids")
+HREM_SIZES = ("img_enc.fc.fc.weight", "img_enc.fc.mlp.layers.0.weight",
+              *(f"txt_enc.bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")),
+              "txt_enc.bert.encoder.layer.0.intermediate.dense.weight")  # tensors whose shapes tell the sizes
 BERT_MASK = 103  # the id of [MASK] in the vocabulary of bert-base-uncased
 
 
@@ -235,17 +238,14 @@ def camp_settings(sim: State) -> dict[str, Any]:
 def load_hrem(parts: dict[str, State], options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> HREM:
     """HREM from ``img_enc`` and ``txt_enc``, and from ``criterion`` where it is there."""
     flat = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
-    words = flat.get("txt_enc.bert.embeddings.word_embeddings.weight")
-    matrix, hidden = flat.get("img_enc.fc.fc.weight"), flat.get("img_enc.fc.mlp.layers.0.weight")
-    if set(parts) - {"criterion"} != {"img_enc", "txt_enc"} or words is None or matrix is None or hidden is None:
+    if set(parts) - {"criterion"} != {"img_enc", "txt_enc"} or not set(HREM_SIZES) <= set(flat):
         found = ", ".join(f"{part}: {', '.join(list(state)[:3])}" for part, state in parts.items())
         raise InputError(f"{where} is not an HREM checkpoint, which has img_enc fc.fc, fc.mlp and txt_enc bert; found {found}"[:400])
     given = {**options, **config}
     if given.get("base_loss", "trip") != given.get("gnn_loss", given.get("base_loss", "trip")):
-        raise InputError(f"{where}: base_loss {given['base_loss']} and gnn_loss {given['gnn_loss']} differ: one loss is supported")
-    shapes = {"region_dim": matrix.shape[1], "embed_dim": matrix.shape[0], "vocab_size": len(words), "text_encoder": "bert",
-              "bert_config": bert_architecture(parts["txt_enc"])}
-    shapes |= {"mask_id": BERT_MASK} if len(words) > BERT_MASK else {"word_dropping": 0.0}
+        raise InputError(f"{where}: base_loss and gnn_loss differ ({given.get('base_loss')}, {given['gnn_loss']}): give one loss")
+    shapes = hrem_sizes(flat)
+    shapes["bert_config"] = {**shapes["bert_config"], **(given.get("bert_config") or {})}
     model = HREM(official_config(HremConfig, HREM_OPTIONS, options, shapes, config, where))
     state = {name: value for name, value in model.state_dict().items()
              if name in ("step", "text.continues") or ("criterion" not in parts and name.startswith(("graph.", "relevance.")))}
@@ -253,6 +253,21 @@ def load_hrem(parts: dict[str, State], options: Mapping[str, Any], config: Mappi
         if not key.startswith(HREM_UNUSED):
             state[hrem_name(key)] = value
     return filled(model, state, where)
+
+
+def hrem_sizes(flat: State) -> dict[str, Any]:
+    """The settings that the shapes of HREM's tensors tell, BERT's among them."""
+    matrix, _, words, places, types, inner = (flat[name].shape for name in HREM_SIZES)
+    count = lambda prefix: len({key.removeprefix(prefix).split(".")[0] for key in flat if key.startswith(prefix)})  # noqa: E731
+    bert = {"vocab_size": words[0], "hidden_size": words[1], "max_position_embeddings": places[0], "type_vocab_size": types[0],
+            "num_hidden_layers": count("txt_enc.bert.encoder.layer."), "num_attention_heads": max(1, words[1] // 64),
+            "intermediate_size": inner[0]}
+    sizes = {"region_dim": matrix[1], "embed_dim": matrix[0], "vocab_size": words[0], "text_encoder": "bert", "bert_config": bert,
+             **({"mask_id": BERT_MASK} if words[0] > BERT_MASK else {"word_dropping": 0.0})}
+    vector = flat.get("criterion.adj_model.adj_learning.mlp_i2t.0.weight")
+    if vector is not None:
+        sizes |= {"topk": vector.shape[1], "num_layers": count("criterion.gnn.layers.")}
+    return sizes
 
 
 def hrem_name(key: str) -> str:
@@ -264,15 +279,6 @@ def hrem_name(key: str) -> str:
     if start.endswith(("aggr.layers.0", "gnn.layers")):
         rest = ".".join(HREM_LAYER.get(part, part) for part in rest.split("."))
     return f"{HREM_MODULES[start]}.{rest}"
-
-
-def bert_architecture(state: State) -> dict[str, Any]:
-    """The settings of a BERT that its tensors' shapes tell; a head has 64 dimensions."""
-    words, places, types = (state[f"bert.embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type"))
-    layers = {int(key.split(".")[3]) for key in state if key.startswith("bert.encoder.layer.")}
-    return {"vocab_size": words.shape[0], "hidden_size": words.shape[1], "max_position_embeddings": places.shape[0],
-            "type_vocab_size": types.shape[0], "num_hidden_layers": len(layers), "num_attention_heads": max(1, words.shape[1] // 64),
-            "intermediate_size": state["bert.encoder.layer.0.intermediate.dense.weight"].shape[0]}
 
 
 def filled(model: MatchingModel, state: State, where: str) -> MatchingModel:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from itm_lib.files import InputError
-from itm_lib.models import CAMP, SCAN
+from itm_lib.models import CAMP, HREM, SCAN
 from itm_lib.models.official import load_official
 
 SCAN_OPTIONS = {"cross_attn": "i2t", "agg_func": "LogSumExp", "lambda_lse": 20.0, "lambda_softmax": 4.0,
@@ -49,6 +49,47 @@ def camp_states(fusion="concat", summary=True, heads=4):
             sim |= {f"{layer}.linear.0.weight": draw(12, 12), f"{layer}.linear.0.bias": draw(12),
                     f"{layer}.linear.2.weight": draw(heads, 12), f"{layer}.linear.2.bias": draw(heads)}
     return [*states(), sim]
+
+
+HREM_OPTIONS = {"embed_size": 12, "img_dim": 10, "nhead": 4, "dropout": 0.2, "mask_weight": 1.5, "threshold": 0.4, "topk": 7,
+                "reg_loss_weight": 5, "warmup": 8000, "norm_input": 0, "cross_loss": 1, "mask_repeat": 1, "base_loss": "vse",
+                "gnn_loss": "vse", "max_violation": True, "dataset": "coco", "residual_weight": 0.7, "graph_lr_factor": 2.0,
+                "num_layers_enc": 2, "learning_rate": 5e-4, "data_path": "anywhere", "decay_rate": 0.1}
+
+
+def hrem_states(criterion=False, vocab=30):
+    """The state dicts as HREM's code has them: a BERT of two layers; ``criterion``: the relation modules, of two layers, besides."""
+    generator = torch.Generator().manual_seed(2)
+    draw = lambda *shape: torch.randn(shape, generator=generator)
+    pair = lambda name, rows, columns: {f"{name}.weight": draw(rows, columns), f"{name}.bias": draw(rows)}
+    flat = lambda name, size: {f"{name}.weight": draw(size), f"{name}.bias": draw(size)}
+
+    def norm(name, size):
+        counts = {f"{name}.running_mean": draw(size), f"{name}.running_var": draw(size).abs(), f"{name}.num_batches_tracked": torch.tensor(3)}
+        return flat(name, size) | counts
+
+    def layer(name, wide=12):
+        return {f"{name}.self_attn.in_proj_weight": draw(36, 12), f"{name}.self_attn.in_proj_bias": draw(36),
+                **pair(f"{name}.self_attn.out_proj", 12, 12), **pair(f"{name}.linear1", 12, 12), **pair(f"{name}.linear2", 12, 12),
+                **flat(f"{name}.norm1", 12), **flat(f"{name}.norm2", 12)}
+    image = {**pair("fc.fc", 12, 10), **pair("fc.mlp.layers.0", 6, 10), **pair("fc.mlp.layers.1", 12, 6), **norm("fc.mlp.bns.0", 6),
+             **norm("fc.mlp.bns.1", 12), **layer("aggr.layers.0")}
+    text = {"bert.embeddings.position_ids": torch.arange(9)[None], **flat("bert.embeddings.LayerNorm", 8)}
+    for kind, rows in (("word", vocab), ("position", 9), ("token_type", 2)):
+        text[f"bert.embeddings.{kind}_embeddings.weight"] = draw(rows, 8)
+    for name in ("bert.encoder.layer.0", "bert.encoder.layer.1"):
+        for part in ("query", "key", "value"):
+            text |= pair(f"{name}.attention.self.{part}", 8, 8)
+        text |= {**pair(f"{name}.attention.output.dense", 8, 8), **flat(f"{name}.attention.output.LayerNorm", 8),
+                 **pair(f"{name}.intermediate.dense", 16, 8), **pair(f"{name}.output.dense", 8, 16), **flat(f"{name}.output.LayerNorm", 8)}
+    text |= {**pair("bert.pooler.dense", 8, 8), **pair("linear", 12, 8), **layer("aggr.layers.0")}
+    if not criterion:
+        return [image, text]
+    graph = {**layer("gnn.layers.0"), **layer("gnn.layers.1")}
+    for way in ("i2t", "t2i"):
+        graph |= {**pair(f"adj_model.adj_learning.mlp_{way}.0", 7, 7), **pair(f"adj_model.adj_learning.mlp_{way}.3", 1, 7)}
+    return {f"{part}.{key}": value for part, state in zip(("img_enc", "txt_enc", "criterion"), (image, text, graph))
+            for key, value in state.items()}
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -101,6 +142,65 @@ def test_every_form_gives_the_same_camp(form):
     for theirs, name in (("img_query_fc", "attention.image_query"), ("weighted_txt_key_fc", "attention.text_message_key"),
                          ("fc_2.0", "fusion.words"), ("fc_out.3", "head.2"), ("final_reduce_1.linear.2", "summary.regions.2")):
         assert torch.equal(ours[f"{name}.weight"], sim[f"{theirs}.weight"])
+
+
+@pytest.mark.parametrize("form", [as_list, as_checkpoint, as_parallel, as_flat, as_arrays])
+def test_every_form_gives_the_same_hrem(form):
+    parts = hrem_states()
+    model = load_official(form(parts), "hrem", {"num_heads": 4})
+    assert isinstance(model, HREM) and not model.training
+    config, ours = model.config, model.state_dict()
+    assert (config.region_dim, config.embed_dim, config.vocab_size, config.text_encoder) == (10, 12, 30, "bert")
+    assert (config.compat, config.reduction, config.mask_adjacency, config.masked_batch_norm) == ("official", "sum", False, False)
+    assert config.bert_config["num_hidden_layers"] == 2 and config.bert_config["intermediate_size"] == 16
+    for number, theirs, name in ((0, "fc.mlp.layers.1.weight", "image.out.weight"), (0, "fc.mlp.bns.0.running_var", "image.norm.running_var"),
+                                 (0, "aggr.layers.0.linear2.weight", "image_relations.feed.second.weight"),
+                                 (1, "aggr.layers.0.self_attn.out_proj.bias", "text_relations.attend.attention.out_proj.bias"),
+                                 (1, "linear.weight", "text.linear.weight"),
+                                 (1, "bert.encoder.layer.1.output.dense.bias", "text.bert.encoder.layer.1.output.dense.bias")):
+        assert torch.equal(ours[name], parts[number][theirs])
+    tokens = torch.tensor([[2, 7, 9, 3], [2, 8, 3, 0]])
+    captions = model.encode_captions(tokens, tokens != 0)
+    assert model.similarity(model.encode_images(torch.randn(3, 4, 10), None), captions).isfinite().all()
+
+
+def test_hrems_relation_modules_are_taken_where_they_are():
+    state = hrem_states(criterion=True)
+    model = load_official(state, "hrem", {"nhead": 3})
+    assert (model.config.topk, model.config.num_layers, model.config.num_heads) == (7, 2, 3)
+    assert torch.equal(model.graph[1].feed.first.weight, state["criterion.gnn.layers.1.linear1.weight"])
+    assert torch.equal(model.relevance["t2i"][2].bias, state["criterion.adj_model.adj_learning.mlp_t2i.3.bias"])
+    assert load_official(hrem_states(), "hrem", {"nhead": 3, "num_layers": 2}).graph[1].feed.first.weight.shape == (12, 12)
+
+
+def test_hrem_takes_the_authors_options_and_ours_over_them():
+    model = load_official({**as_checkpoint(hrem_states()), "opt": HREM_OPTIONS}, "hrem", {"reg_weight": 2.0, "bert_config": {"num_attention_heads": 2}})
+    config = model.config
+    assert (config.num_heads, config.dropout, config.relation_weight, config.threshold, config.topk) == (4, 0.2, 1.5, 0.4, 7)
+    assert (config.reg_weight, config.relation_warmup, config.normalise_nodes, config.cross_loss, config.beta) == (2, 8000, False, True, 0.7)
+    assert (config.same_image_negatives, config.matching_loss, config.negatives, config.distance_cutoff) == (False, "hinge", "hardest", 1.9)
+    assert (config.graph_lr_scale, config.num_layers, config.mask_id, config.word_dropping) == (2.0, 2, None, 0)
+    assert config.bert_config["num_attention_heads"] == 2 and config.bert_config["hidden_size"] == 8
+    assert load_official(hrem_states(vocab=200), "hrem", {"nhead": 4}).config.mask_id == 103
+
+
+@pytest.mark.parametrize(("state", "expected"), [
+    (states(), "is not an HREM checkpoint"), (hrem_states()[:1], "is not an HREM checkpoint"),
+    ([hrem_states()[0], {k: v for k, v in hrem_states()[1].items() if "position_emb" not in k}], "is not an HREM checkpoint"),
+    ([*hrem_states(), {"fc_1.0.weight": torch.zeros(2)}], "is not an HREM checkpoint"),
+    ([hrem_states()[0], {k: v for k, v in hrem_states()[1].items() if k != "linear.bias"}], "does not fit the settings: .*text.linear.bias"),
+    ([{**hrem_states()[0], "fc.gate.weight": torch.zeros(2)}, hrem_states()[1]], "does not fit the settings: .*fc.gate.weight"),
+    ({k: v for k, v in hrem_states(True).items() if "gnn.layers.1.norm2" not in k}, "does not fit the settings"),
+])
+def test_a_state_that_is_not_hrems_is_named(state, expected):
+    with pytest.raises(InputError, match=expected) as error:
+        load_official(state, "hrem", {"nhead": 4})
+    line_of(error)
+
+
+def test_hrem_has_one_matching_loss():
+    with pytest.raises(InputError, match="base_loss and gnn_loss differ .trip, vse.: give one loss"):
+        load_official(hrem_states(), "hrem", {"nhead": 4, "base_loss": "trip", "gnn_loss": "vse"})
 
 
 @pytest.mark.parametrize(("fusion", "summary", "heads", "expected"), [
