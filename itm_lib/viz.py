@@ -530,9 +530,8 @@ def open_gates(pictures: Sequence[Any], boxes: Sequence[Any], region_gates: Sequ
     """
     import matplotlib
 
-    tall = max(len(each) for each in words)
-    figure = Figure(figsize=(len(pictures) * width, width + 0.9 + 0.23 * tall), layout="constrained")
-    axes = figure.subplots(2, len(pictures), squeeze=False, gridspec_kw={"height_ratios": (width, 0.23 * tall)})
+    high, tall = 0.78 * width, 0.22 * max(len(each) for each in words)
+    figure, axes = _grid(2, len(pictures), (len(pictures) * width, high + tall + 1.1), height_ratios=(high, tall))
     colours = matplotlib.colormaps["viridis"]
     for column, (above, below) in enumerate(axes.T):
         gates, tokens, bars = np.asarray(region_gates[column], dtype=float), words[column], np.asarray(word_gates[column], dtype=float)
@@ -560,27 +559,28 @@ def open_gates(pictures: Sequence[Any], boxes: Sequence[Any], region_gates: Sequ
 def gate_histograms(gates: Mapping[str, Mapping[str, Any]], marks: Mapping[str, tuple[float, str]] | None = None) -> Figure:
     """How gates are spread, a panel a side, on the axis of their logits, where 1e-9 and 0.97 have room in one figure.
 
-    ``gates`` {"regions": {"true pairs": (n,), "false pairs": (n,)}, "words": ...}, from 0 to 1. A triangle is the mean gate. ``marks``
+    ``gates`` {"regions": {"true pairs": (n,), "false pairs": (n,)}, "words": ...}, from 0 to 1; a triangle is the mean gate. ``marks``
     {label: (gate, colour)} draws dotted lines, for numbers of a paper.
     """
     logit = lambda values: np.log(values) - np.log1p(-values)  # noqa: E731
-    figure = Figure(figsize=(9.6, 3.3), layout="constrained")
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     axes = figure.subplots(1, len(gates), sharey=True, squeeze=False)[0]
     ticks = logit(np.array(GATE_TICKS))
     edges = np.linspace(ticks[0] - 1, ticks[-1] + 1, 61)
     for ax, (side, kinds) in zip(axes, gates.items()):
+        means = []
         for kind, values in kinds.items():
             values, (colour, line) = np.clip(np.asarray(values, dtype=float), 1e-9, 1 - 1e-9), PAIRS[kind]
             counts = np.histogram(np.clip(logit(values), edges[0], edges[-1]), edges)[0]
             ax.stairs(100 * counts / len(values), edges, color=colour, linestyle=line, linewidth=1.6, label=kind)
             mean = float(values.mean())
-            ax.plot(logit(mean), 0, "^", color=colour, markersize=9, clip_on=False, zorder=3,
-                    label=f"their mean, {mean:.3f}" if mean >= 0.01 else f"their mean, {mean:.1e}")
+            ax.plot(logit(mean), 0, "^", color=colour, markersize=9, clip_on=False, zorder=3)
+            means.append(f"{mean:.3f} of {kind}" if mean >= 0.01 else f"{mean:.1e} of {kind}")
         for label, (gate, colour) in (marks or {}).items():
             ax.axvline(logit(gate), color=colour, linestyle=":", linewidth=2, label=label)
         ax.set_xticks(ticks, [f"{gate:g}" for gate in GATE_TICKS])
-        ax.set(title=side, xlabel="gate (the axis is even in its logit)", ylim=(0, None))
+        ax.set(title=f"{side}: mean {', '.join(means)}", xlabel="gate (the axis is even in its logit)")
         ax.grid(axis="y")
-        ax.legend(loc="upper left", fontsize=8)
-    axes[0].set_ylabel("gates in the bin (%)")
+    axes[0].set(ylabel="gates in the bin (%)", ylim=(0, None))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

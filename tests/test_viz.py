@@ -145,7 +145,8 @@ def test_live_curve_follows_the_stages_of_a_recipe(monkeypatch):
     curve.follow_stages(STAGES["first"])
     curve.follow_stages(STAGES["second"])
     assert len(shown) == len(updated) == 1
-    assert [line.get_label() for line in updated[0].axes[0].lines if line.get_xdata()[0] > 1] == ["first", "second"]
+    labels = [text.get_text() for text in updated[0].axes[0].get_legend().get_texts()]
+    assert labels == ["first", "second", "collapsed model"]
 
 
 def test_recall_bars_show_each_number_under_its_ceiling():
@@ -272,11 +273,13 @@ def test_open_gates_refuses_gates_of_another_pair():
 
 def test_gate_histograms_are_shares_on_the_logits_axis():
     gates = {"regions": {"true pairs": [0.9, 0.9, 0.5], "false pairs": [1e-12, 0.5]}, "words": {"true pairs": [0.5], "false pairs": [1.0]}}
-    left, right = drawn(viz.gate_histograms(gates, marks={"paper": (0.971, viz.BLUE)}))
+    figure = viz.gate_histograms(gates, marks={"paper": (0.971, viz.BLUE)})
+    left, right = drawn(figure)
     true, false = (patch.get_data() for patch in left.patches)
     assert np.isclose(true.values.sum(), 100) and np.isclose(false.values.sum(), 100)      # nothing falls off the ends
     place = np.searchsorted(true.edges, np.log(0.9 / 0.1)) - 1
     assert np.isclose(true.values[place], 200 / 3)
-    labels = [text.get_text() for text in left.get_legend().get_texts()]
-    assert labels == ["true pairs", "their mean, 0.767", "false pairs", "their mean, 0.250", "paper"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["true pairs", "false pairs", "paper"]
+    assert left.get_title() == "regions: mean 0.767 of true pairs, 0.250 of false pairs"
+    assert left.get_ylim()[1] > 100 > 0 == left.get_ylim()[0]                               # the panel with the tallest bin fits
     assert [text.get_text() for text in left.get_xticklabels()] == ["1e-09", "1e-06", "0.001", "0.1", "0.5", "0.9", "0.999"]
