@@ -609,9 +609,9 @@ class HREM(HingeModel):
     def explain(self, images: Encoding, captions: Encoding) -> dict[str, Tensor]:
         """``connection`` (N, N) bool and ``relevance`` (N, N), images before captions, and ``graph_scores`` (I, C) = v~ · u~.
 
-        The encodings must come with gradients on. A model without an instance level has nothing to show.
+        Empty without an instance level, and for encodings made with gradients off, which carry no fragments to relate.
         """
-        if self.config.mechanism == "none":
+        if self.config.mechanism == "none" or images.fragments is None or captions.fragments is None:
             return {}
         with torch.autocast(images.embedding.device.type, enabled=False):
             graph = self.relate(images, captions)

@@ -289,6 +289,7 @@ def test_what_the_loss_needs_is_kept_only_where_gradients_are_on():
     assert torch.allclose(model.similarity(*lean), model.similarity(images, captions))
     with pytest.raises(InputError, match="encode with gradients on"):
         model.relate(*lean)
+    assert model.explain(*lean) == {} and set(model.explain(images, captions)) == {"connection", "relevance", "graph_scores"}
 
 
 def test_scores_keep_their_precision_under_autocast():
