@@ -213,6 +213,15 @@ class Projections(nn.Module):
             wide_uniform(layer, dim)
 
 
+def even_share(count: int, most: int) -> int:
+    """The size of blocks of at most ``most`` that share ``count`` evenly.
+
+    >>> even_share(16, 11)
+    8
+    """
+    return math.ceil(count / math.ceil(count / most))
+
+
 def wide_uniform(layer: nn.Linear, dim: int) -> None:
     """Weights uniform in ±√6/√(2d), a bias of 0, whatever the layer's own sizes: the authors' start."""
     bound = math.sqrt(6 / (2 * dim))
@@ -279,8 +288,8 @@ class CAMP(HingeModel):
         bytes_ = self._pair_bytes(images.fragments.shape[1], captions.fragments.shape[1])
         block_bytes = self.block_bytes or (max(2**25, 128 * bytes_) if images.fragments.device.type == "cpu" else 2**29)
         pairs = max(1, block_bytes // bytes_)
-        height = min(len(images), max(1, math.isqrt(pairs)))
-        width = max(1, pairs // height)
+        height = even_share(len(images), math.isqrt(pairs))
+        width = even_share(len(captions), pairs // height)
         recompute = torch.is_grad_enabled() and bytes_ * len(images) * len(captions) > self.graph_bytes
         order = captions.mask.sum(1).argsort(stable=True)  # captions of like length together: little padding
         with torch.autocast(images.fragments.device.type, enabled=False):
@@ -391,7 +400,9 @@ class CAMP(HingeModel):
             weights = self.fusion[kind].weight.split(config.embed_dim, 1)
             mapped = sum(part @ weight.T for part, weight in zip(parts, weights))
         fused = mapped.relu_()  # in place: these are the largest tensors there are
-        return fused + x if config.residual else fused
+        if not config.residual:
+            return fused
+        return fused + x if fused.requires_grad else fused.add_(x)  # the gradient of ReLU needs its result
 
     def _pool(self, fused: Tensor, mask: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         """Fused fragments (·,N,F,d) to one vector (·,N,d), and the weights (·,N,F)."""
