@@ -43,7 +43,7 @@ def _closeness(x: Tensor, sigma: float) -> Tensor:
 
 def literal_matches(regions: Tensor, num_regions: list[int], words: Tensor, num_words: list[int], topk: int = 10,
                     padded: bool = False, match_norm: bool = True) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(p, q) of i2t (I, C), (I, C, K) and of t2i (C, I), (C, I, K): caption by caption, as the released code goes."""
+    """(p, q) of i2t (I, C), (I, C, K) and of t2i (C, I), (C, I, K), caption by caption."""
     regions = regions.detach() / torch.linalg.vector_norm(regions.detach(), dim=-1, keepdim=True).clamp(min=1e-12)
     words = words.detach() / torch.linalg.vector_norm(words.detach(), dim=-1, keepdim=True).clamp(min=1e-12)
     columns = []

@@ -521,6 +521,7 @@ def test_what_does_not_fit_a_bert_is_one_line(bert_folder, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((bert_folder / name).read_bytes())
     assert "word_dropping to 0" in failing(bert=str(bare), word_dropping=0.2)
+    assert make(text_encoder="bert", bert=str(bert_folder), word_dropping=0.2, mask_id=1).config.mask_id == 1
     model = make(text_encoder="bert", bert=str(bare))
     with pytest.raises(InputError, match="13 tokens and this BERT reads 12 at most"):
         model.encode_captions(torch.ones(1, 13, dtype=torch.int64), torch.ones(1, 13, dtype=torch.bool))
