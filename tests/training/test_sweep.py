@@ -276,8 +276,7 @@ def test_the_sweep_of_camp_changes_one_thing_a_row():
         "average_pooling": {"aggregation": "mean"}, "ranking": {"objective": "ranking"}, "all_negatives": {"negatives": "all"},
         "base": {"messages": "none", "score": "cosine", "objective": "ranking", "warmup_epochs": 8},
         "pretraining": {"fusion": "none", "aggregation": "mean", "score": "cosine", "objective": "ranking", "warmup_epochs": 8},
-        "released": {"message_norm": True}, "from_scratch": {"warmup_epochs": 30},
-        "paper": {"gate": "elementwise", "fusion": "sum", "second_attention": False}}
+        "released": {"message_norm": True}}
     epochs = lambda name: [stage["train"]["epochs"] for stage in recipe(name).get("stages", [recipe(name)])]
     assert {sum(epochs(name)) for name in sweep.variants} == {115}
 
