@@ -244,7 +244,7 @@ def foil_bars(results: Mapping[str, Mapping[str, float]]) -> Figure:
         bars = ax.bar(x, [metrics[f"foil_{kind}"] for kind in kinds], 0.92 * width, color=COLOURS[number % len(COLOURS)], label=name)
         _label_inside(ax, bars)
     ax.axhline(50, color=BLACK, linestyle="--", linewidth=1.2, label="a coin")
-    ax.set_xticks(range(len(kinds)), [f"{kind} changed" for kind in kinds])
+    ax.set_xticks(range(len(kinds)), [f"{kind}\nchanged" for kind in kinds])
     ax.set(ylabel="true pair scores higher (%)", ylim=(0, 108), yticks=range(0, 101, 25))
     ax.grid(axis="y")
     figure.legend(loc="outside right center")
@@ -496,7 +496,7 @@ def staged_curve(stages: Mapping[str, Sequence[Mapping[str, Any]]], metric: str 
     ``stages`` {name: rows of its History}, in order. Their losses are of different kinds, so each is drawn as a share of what
     a collapsed model would have: the dashed line at 1. A ring marks the epoch that the next stage starts with.
     """
-    figure = Figure(figsize=(9.2, 3.3), layout="constrained")
+    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     step = epoch = 0
     for number, (name, rows) in enumerate(stages.items()):
@@ -509,15 +509,16 @@ def staged_curve(stages: Mapping[str, Sequence[Mapping[str, Any]]], metric: str 
         step, epoch = step + max(row["step"] for row in rows), epoch + max(row["epoch"] for row in rows)
         for ax, end in ((left, step), (right, epoch)) if number < len(stages) - 1 else ():
             ax.axvline(end, color=GREY, linewidth=0.8)
-    left.axhline(1, color=BLACK, linestyle="--", linewidth=1.2, label="collapsed model")
+    left.axhline(1, color=BLACK, linestyle="--", linewidth=1.2, label="collapsed model (left)")
     if perfect is not None:
-        right.axhline(perfect, color=BLACK, linestyle="--", linewidth=1.2, label="perfect matcher")
+        right.axhline(perfect, color=BLACK, linestyle=":", linewidth=1.2, label="perfect matcher (right)")
     left.set(xlabel="step", ylabel="training loss / that of a collapsed model", ylim=(0, None))
     right.set(xlabel="epoch", ylabel=f"{metric} on val")
     right.xaxis.get_major_locator().set_params(integer=True)
     for ax in (left, right):
         ax.grid(axis="y")
-        ax.legend(loc="best")
+    entries = {label: handle for ax in (left, right) for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries))
     return figure
 
 

@@ -145,8 +145,7 @@ def test_live_curve_follows_the_stages_of_a_recipe(monkeypatch):
     curve.follow_stages(STAGES["first"])
     curve.follow_stages(STAGES["second"])
     assert len(shown) == len(updated) == 1
-    labels = [text.get_text() for text in updated[0].axes[0].get_legend().get_texts()]
-    assert labels == ["first", "second", "collapsed model"]
+    assert [text.get_text() for text in updated[0].legends[0].get_texts()] == ["first", "second", "collapsed model (left)"]
 
 
 def test_recall_bars_show_each_number_under_its_ceiling():
@@ -250,7 +249,7 @@ def test_staged_curve_puts_stages_in_a_row_on_a_relative_loss():
     assert np.allclose(left.lines[0].get_xydata(), [[10, 0.5]])
     assert np.allclose(next(line for line in left.lines if line.get_label() == "second").get_xydata(), [[18, 0.75]])
     assert np.allclose(curves["second"].get_xydata(), [[2, 350]])                  # after one epoch of the first stage
-    assert set(curves["collapsed model"].get_ydata()) == {1} and set(curves["perfect matcher"].get_ydata()) == {560}
+    assert set(curves["collapsed model (left)"].get_ydata()) == {1} and set(curves["perfect matcher (right)"].get_ydata()) == {560}
 
 
 def test_open_gates_shows_every_gate():
