@@ -287,10 +287,10 @@ class CAMP(HingeModel):
         images, captions = (Encoding(side.fragments.to(dtype), side.mask) for side in (images, captions))
         bytes_ = self._pair_bytes(images.fragments.shape[1], captions.fragments.shape[1])
         block_bytes = self.block_bytes or (max(2**25, 128 * bytes_) if images.fragments.device.type == "cpu" else 2**29)
-        pairs = max(1, block_bytes // bytes_)
+        recompute = torch.is_grad_enabled() and bytes_ * len(images) * len(captions) > self.graph_bytes
+        pairs = max(1, block_bytes // (2 * bytes_ if recompute else bytes_))  # with a block's graph come its gradients
         height = even_share(len(images), math.isqrt(pairs))
         width = even_share(len(captions), pairs // height)
-        recompute = torch.is_grad_enabled() and bytes_ * len(images) * len(captions) > self.graph_bytes
         order = captions.mask.sum(1).argsort(stable=True)  # captions of like length together: little padding
         with torch.autocast(images.fragments.device.type, enabled=False):
             sides = [self._side(images.select(slice(top, top + height)), "regions") for top in range(0, len(images), height)]
