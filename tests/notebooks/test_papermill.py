@@ -14,8 +14,8 @@ from itm_lib.files import InputError
 
 
 @pytest.mark.timeout(900)
-def test_other_parameters_give_other_numbers(tmp_path, smoke_run):
-    notebook = NOTEBOOKS[0]
+@pytest.mark.parametrize("notebook", [NOTEBOOKS[0], NOTEBOOKS[-1]], ids=lambda path: path.stem)
+def test_other_parameters_give_other_numbers(notebook, tmp_path, smoke_run):
     out_dir, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     elsewhere.mkdir()
     papermill = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), "executed.ipynb"]
