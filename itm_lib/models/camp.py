@@ -58,9 +58,8 @@ from torch.utils.checkpoint import checkpoint
 from itm_lib.files import InputError
 from itm_lib.losses import bce_loss, collapsed_bce, matched_pairs, positive_mask
 from itm_lib.models.base import Encoding
-from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
-from itm_lib.models.hinge import HingeConfig, HingeModel
-from itm_lib.models.layers import full_mask, l2norm, score_dtype, softmax
+from itm_lib.models.hinge import FragmentConfig, FragmentModel
+from itm_lib.models.layers import l2norm, score_dtype, softmax
 
 EPS = 1e-8     # added to lengths, as in the authors' l2norm
 TINY = 1e-30   # squared lengths are clamped here: their root keeps a finite gradient
@@ -84,7 +83,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class CampConfig(HingeConfig):
+class CampConfig(FragmentConfig):
     """Settings of CAMP. The defaults are the released model's; see :meth:`paper` for the paper's.
 
     ``messages``: ``"attention"``, ``"average"`` (the mean of the other side's fragments) or ``"none"`` (no interaction: each side is
@@ -95,10 +94,6 @@ class CampConfig(HingeConfig):
 
     official: ClassVar[dict[str, Any]] = {"reduction": "sum", "mean_over": "pad_to"}
 
-    word_dim: PositiveInt = 300
-    gru_layers: PositiveInt = 1
-    bidirectional: bool = True
-    image_projection: Projection = "linear"
     image_norm: bool = False
     text_norm: bool = False
     messages: Literal["attention", "average", "none"] = "attention"
@@ -230,7 +225,7 @@ def wide_uniform(layer: nn.Linear, dim: int) -> None:
         nn.init.zeros_(layer.bias)
 
 
-class CAMP(HingeModel):
+class CAMP(FragmentModel):
     """Cross-modal adaptive message passing.
 
     ``block_bytes`` bounds the working memory of ``similarity`` beyond its inputs and scores; None takes 32 MiB on a CPU, or 128 pairs where
@@ -246,11 +241,8 @@ class CAMP(HingeModel):
     graph_bytes: int = 2**30
 
     def __init__(self, config: CampConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         dim = config.embed_dim
-        self.image = RegionProjection(config.region_dim, dim, config.image_projection)
-        self.text = WordGRU(config.vocab_size, config.word_dim, dim, config.gru_layers, config.bidirectional)
         if config.messages == "attention":
             self.attention = Projections(dim, config.second_attention)
         if config.messages != "none" and config.fusion != "none":
@@ -266,18 +258,6 @@ class CAMP(HingeModel):
             self.head = nn.Sequential(nn.Linear(wide, dim), nn.ReLU(), nn.Linear(dim, 1))
             for layer in (self.head[0], self.head[2]):
                 wide_uniform(layer, dim)
-
-    def encode_images(self, regions: Tensor, region_mask: Tensor | None) -> Encoding:
-        """Regions (I, R, D) -> ``fragments`` (I, R, d), 0 on padding."""
-        mask = full_mask(regions, region_mask)
-        fragments = self.image(regions).to(score_dtype(self))
-        fragments = l2norm(fragments) if self.config.image_norm else fragments
-        return Encoding(fragments.masked_fill(~mask[..., None], 0), mask)
-
-    def encode_captions(self, tokens: Tensor, token_mask: Tensor) -> Encoding:
-        """Tokens (C, W) -> ``fragments`` (C, W, d), 0 on padding."""
-        states = self.text(tokens, token_mask)[0].to(score_dtype(self))
-        return Encoding(l2norm(states) if self.config.text_norm else states, token_mask)
 
     # --- scores ---
 

@@ -1,4 +1,5 @@
-"""What models trained with the hinge loss on a score matrix share: its settings, the loss itself and the warm-up."""
+"""What models trained with the hinge loss on a score matrix share: its settings, the loss itself and the warm-up; and, for those
+that compare regions with words, the two encoders."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from itm_lib.losses import Negatives, Reduction, collapsed_hinge, hinge_loss, matched_pairs, positive_mask
 from itm_lib.models.base import Encoding, MatchingModel, ModelConfig
+from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
+from itm_lib.models.layers import full_mask, l2norm, score_dtype
 
 
 class HingeConfig(ModelConfig):
@@ -45,3 +48,38 @@ class HingeModel(MatchingModel):
 
     def collapsed_loss(self, num_images: int, num_captions: int) -> float:
         return collapsed_hinge(num_images, num_captions, **self.hinge_settings)
+
+
+class FragmentConfig(HingeConfig):
+    """Settings of the two encoders of a model that compares regions with words."""
+
+    word_dim: PositiveInt = 300
+    gru_layers: PositiveInt = 1
+    bidirectional: bool = True
+    image_projection: Projection = "linear"
+    image_norm: bool = True
+    text_norm: bool = True
+
+
+class FragmentModel(HingeModel):
+    """A model of regions and words: a linear map of the regions, a GRU over the words, both of unit length if the config says so."""
+
+    config: FragmentConfig
+
+    def __init__(self, config: FragmentConfig):
+        super().__init__()
+        self.config = config
+        self.image = RegionProjection(config.region_dim, config.embed_dim, config.image_projection)
+        self.text = WordGRU(config.vocab_size, config.word_dim, config.embed_dim, config.gru_layers, config.bidirectional)
+
+    def encode_images(self, regions: Tensor, region_mask: Tensor | None) -> Encoding:
+        """Regions (I, R, D) -> ``fragments`` (I, R, d), 0 on padding."""
+        mask = full_mask(regions, region_mask)
+        fragments = self.image(regions).to(score_dtype(self))
+        fragments = l2norm(fragments) if self.config.image_norm else fragments
+        return Encoding(fragments.masked_fill(~mask[..., None], 0), mask)
+
+    def encode_captions(self, tokens: Tensor, token_mask: Tensor) -> Encoding:
+        """Tokens (C, W) -> ``fragments`` (C, W, d), 0 on padding. ``<start>`` and ``<end>`` are words like others."""
+        states = self.text(tokens, token_mask)[0].to(score_dtype(self))
+        return Encoding(l2norm(states) if self.config.text_norm else states, token_mask)

@@ -38,14 +38,13 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, model_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from itm_lib.models.base import Encoding
-from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
-from itm_lib.models.hinge import HingeConfig, HingeModel
-from itm_lib.models.layers import full_mask, l2norm, score_dtype
+from itm_lib.models.hinge import FragmentConfig, FragmentModel
+from itm_lib.models.layers import score_dtype
 
 Direction = Literal["t2i", "i2t"]
 RawNorm = Literal["clipped_l2norm", "l2norm", "clipped_l1norm", "l1norm", "softmax", "clipped", "no_norm"]
@@ -56,17 +55,11 @@ WORDS = 512    # words a block aims at: narrow blocks of captions sorted by leng
 TINY = 1e-30   # ‖a‖² is clamped here: its root keeps a finite gradient
 
 
-class SCANConfig(HingeConfig):
+class SCANConfig(FragmentConfig):
     """Settings of SCAN. The lambdas default to the paper's values of the direction on Flickr30K; COCO i2t has lambda_lse=20."""
 
     official: ClassVar[dict[str, Any]] = {"reduction": "sum", "same_image_negatives": True, "raw_activation": "leaky_relu"}
 
-    word_dim: PositiveInt = 300
-    gru_layers: PositiveInt = 1
-    bidirectional: bool = True
-    image_projection: Projection = "linear"
-    image_norm: bool = True
-    text_norm: bool = True
     direction: Direction = "t2i"
     attention: Literal["stacked", "none"] = "stacked"
     aggregation: Aggregation = "mean"
@@ -151,7 +144,7 @@ def caption_blocks(lengths: list[int], area: int) -> Iterator[tuple[list[int], i
         yield block, lengths[block[-1]]
 
 
-class SCAN(HingeModel):
+class SCAN(FragmentModel):
     """Stacked cross attention.
 
     ``block_bytes`` bounds the working memory of ``similarity`` beyond its inputs and scores; None takes 32 MiB on a CPU,
@@ -165,24 +158,6 @@ class SCAN(HingeModel):
     config: SCANConfig
     block_bytes: int | None = None
     graph_bytes: int = 2**30
-
-    def __init__(self, config: SCANConfig):
-        super().__init__()
-        self.config = config
-        self.image = RegionProjection(config.region_dim, config.embed_dim, config.image_projection)
-        self.text = WordGRU(config.vocab_size, config.word_dim, config.embed_dim, config.gru_layers, config.bidirectional)
-
-    def encode_images(self, regions: Tensor, region_mask: Tensor | None) -> Encoding:
-        """Regions (I, R, D) -> ``fragments`` (I, R, d), 0 on padding."""
-        mask = full_mask(regions, region_mask)
-        fragments = self.image(regions).to(score_dtype(self))
-        fragments = l2norm(fragments) if self.config.image_norm else fragments
-        return Encoding(fragments.masked_fill(~mask[..., None], 0), mask)
-
-    def encode_captions(self, tokens: Tensor, token_mask: Tensor) -> Encoding:
-        """Tokens (C, W) -> ``fragments`` (C, W, d), 0 on padding. ``<start>`` and ``<end>`` are words like others."""
-        states = self.text(tokens, token_mask)[0].to(score_dtype(self))
-        return Encoding(l2norm(states) if self.config.text_norm else states, token_mask)
 
     def similarity(self, images: Encoding, captions: Encoding) -> Tensor:
         """Scores (I, C) of all pairs, block by block."""

@@ -5,8 +5,15 @@ import math
 
 import pytest
 import torch
+from fragment_checks import (
+    LargestTensor,
+    batch,
+    check_finite_gradients,
+    check_one_image_and_one_word,
+    check_padding_and_company,
+    encode,
+)
 from literal_camp import literal_camp
-from test_scan import LargestTensor, batch, encode
 
 from itm_lib.files import InputError
 from itm_lib.models import CAMP, CampConfig, Encoding, build_model, load_model
@@ -110,15 +117,7 @@ def test_gradients_are_those_of_the_literal_loop(setting, graph_bytes):
 
 @each_setting
 def test_more_padding_other_company_and_order_change_nothing(setting):
-    model = make(**setting)
-    regions, region_mask, tokens, token_mask = sides = batch()
-    scores = model.similarity(*encode(model, sides))
-    wide = [torch.nn.functional.pad(regions, (0, 0, 0, 3), value=5.0), torch.nn.functional.pad(region_mask, (0, 3)),
-            torch.nn.functional.pad(tokens, (0, 4), value=7), torch.nn.functional.pad(token_mask, (0, 4))]
-    torch.testing.assert_close(model.similarity(*encode(model, wide)), scores, rtol=0, atol=1e-12)
-    rows, columns = torch.tensor([3, 0, 4]), torch.tensor([5, 1, 0, 6])
-    some = [side[rows] for side in sides[:2]] + [side[columns] for side in sides[2:]]
-    torch.testing.assert_close(model.similarity(*encode(model, some)), scores[rows][:, columns], rtol=0, atol=1e-12)
+    check_padding_and_company(make(**setting))
 
 
 @each_setting
@@ -132,24 +131,13 @@ def test_padding_that_is_not_zero_changes_nothing(setting):
 
 @each_setting
 def test_one_image_and_one_word(setting):
-    model = make(**setting)
-    images, captions = encode(model, batch(images=1, captions=1, regions=1, words=1))
-    scores = model.similarity(images, captions)
-    assert scores.shape == (1, 1)
-    torch.testing.assert_close(scores, literally(model, images, captions), rtol=0, atol=1e-12)
+    check_one_image_and_one_word(make(**setting), literally)
 
 
 @each_setting
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_gradients_are_finite_where_all_vectors_are_equal_or_zero(setting, value):
-    model = make(torch.float32, **setting)
-    regions = torch.full((3, 4, 12), value, requires_grad=True)
-    words = torch.full((2, 5, 12), value, requires_grad=True)
-    mask = torch.ones(3, 4, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
-    scores = model.similarity(Encoding(regions, mask[0]), Encoding(words, mask[1]))
-    scores.sum().backward()
-    assert scores.isfinite().all() and regions.grad.isfinite().all() and words.grad.isfinite().all()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+    check_finite_gradients(make(torch.float32, **setting), value)
 
 
 @each_setting

@@ -6,33 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_golden_scan import group
+from test_golden_scan import Case, group
 
 from itm_lib.losses import bce_loss, hinge_loss, matched_pairs, positive_mask
 from itm_lib.models.layers import l2norm
-from itm_lib.models.official import CAMP_MODULES, load_official
+from itm_lib.models.official import CAMP_MODULES
 
 FOLDER = Path(__file__).parent.parent / "golden" / "camp"
 CASES = sorted(path for path in FOLDER.glob("*_*_new_*.npz") if not path.stem.endswith("_messages"))
 
 
-class Case:
-    """A golden file, our model of it, and its batch."""
-
-    def __init__(self, path, dtype=torch.float64):
-        self.golden = dict(np.load(path))
-        self.hyper = json.loads(str(self.golden["hyper"]))
-        self.model = load_official(group(self.golden, "state/"), "camp", config=self.hyper).to(dtype)
-        self.ids = torch.from_numpy(self.golden["in/img_ids"])
-        self.regions = torch.from_numpy(self.golden["in/images"]).to(dtype)
-        self.tokens = torch.from_numpy(self.golden["in/captions"])
-        self.mask = torch.arange(self.tokens.shape[1]) < torch.from_numpy(self.golden["in/lengths"])[:, None]
-
-    def encode(self):
-        return self.model.encode_images(self.regions, None), self.model.encode_captions(self.tokens, self.mask)
-
-    def loss(self):
-        return self.model.loss(*self.encode(), self.ids, self.ids)["loss"]
+class CampCase(Case):
+    method = "camp"
 
     def parameters(self):
         """Our parameters under the authors' names."""
@@ -87,7 +72,7 @@ def test_every_released_setting_has_a_case():
                            "max_violation": {True, False}, "finetune_gate": {True, False}, "pad_to": {12, 50}}.items():
         assert {case[switch] for case in settings} == values
     assert {case["optimizer"]["type"] for case in settings} == {"Adam", "SGD"}
-    configs = [Case(path).model.config for path in CASES]
+    configs = [CampCase(path).model.config for path in CASES]
     assert {config.fusion for config in configs} == {"none", "concat", "sum"}
     assert {(config.score, config.aggregation) for config in configs} == {
         ("mlp", "attention"), ("cosine", "attention"), ("cosine", "mean")}
@@ -97,7 +82,7 @@ def test_every_released_setting_has_a_case():
 
 
 def test_scores_encodings_loss_and_gradients_in_float64(path):
-    case = Case(path)
+    case = CampCase(path)
     images, captions = case.encode()
     case.equal(case.model.similarity(images, captions), "scores")
     if "out/cap_emb" in case.golden:
@@ -118,7 +103,7 @@ def test_scores_encodings_loss_and_gradients_in_float64(path):
 
 
 def test_three_steps_of_the_optimizer(path):
-    case = Case(path)
+    case = CampCase(path)
     parameters, settings = case.parameters(), case.hyper["optimizer"]
     trained = [parameters[name] for name in case.hyper["trained_params"]]
     frozen = {name: value.detach().clone() for name, value in parameters.items() if name not in case.hyper["trained_params"]}
@@ -148,14 +133,14 @@ def test_three_steps_of_the_optimizer(path):
 
 
 def test_fixatt_freezes_the_encoders_and_the_attention():
-    case = Case(FOLDER / "gate_fusion_new_concat_BCE_maxviol_fixatt.npz")
+    case = CampCase(FOLDER / "gate_fusion_new_concat_BCE_maxviol_fixatt.npz")
     trained = {id(case.parameters()[name]) for name in case.hyper["trained_params"]}
     free = {name for name, value in case.model.named_parameters() if id(value) in trained}
     assert free == {name for name, _ in case.model.named_parameters() if not name.startswith(("image", "text", "attention"))}
 
 
 def test_scores_and_loss_in_float32(path):
-    case = Case(path, torch.float32)
+    case = CampCase(path, torch.float32)
     scores = case.model.similarity(*case.encode())
     np.testing.assert_allclose(scores.detach(), case.golden["out32/scores"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(case.loss().item(), case.golden["out32/loss"], rtol=1e-6, atol=1e-6)
@@ -163,7 +148,7 @@ def test_scores_and_loss_in_float32(path):
 
 @with_tensor("attn_word_to_region")
 def test_attention_is_the_authors(path):
-    case = Case(path)
+    case = CampCase(path)
     *_, seen = case.seen()
     close(seen["attention"], case.true_words("attn_word_to_region"), "attention")
     close(seen["region_attention"], case.true_words("attn_region_to_word", axes=(3,)), "region_attention")
@@ -172,7 +157,7 @@ def test_attention_is_the_authors(path):
 @with_tensor("attn2_region")
 def test_second_attention_is_the_authors(path):
     """The coefficients of the messages are the second attention times the first, at length 1 where messages have it."""
-    case = Case(path)
+    case = CampCase(path)
     regions, words, seen = case.seen()
     for kind, first, among, senders in (
             ("region", seen["region_attention"], torch.from_numpy(case.golden["out/attn2_region"]), words[None, :]),
@@ -184,7 +169,7 @@ def test_second_attention_is_the_authors(path):
 
 
 def test_second_attention_goes_up_to_the_padding_of_50():
-    case = Case(FOLDER / "cross_attention_new_mean_ranking_maxviol_pad50.npz")
+    case = CampCase(FOLDER / "cross_attention_new_mean_ranking_maxviol_pad50.npz")
     *_, seen = case.seen()
     among = torch.from_numpy(case.golden["out/attn2_word_img0_cap05"])[:, :9, :9]
     close(seen["word_messages"][0, [0, 5]], (among @ seen["attention"][0, [0, 5]]) * case.mask[[0, 5], :, None], "word_messages")
@@ -193,7 +178,7 @@ def test_second_attention_goes_up_to_the_padding_of_50():
 @pytest.mark.parametrize("path", [path for path in CASES if path.with_name(f"{path.stem}_aggregated_messages.npz").exists()],
                          ids=lambda path: path.stem)
 def test_messages_are_the_authors(path):
-    case = Case(path)
+    case = CampCase(path)
     case.golden |= dict(np.load(path.with_name(f"{path.stem}_aggregated_messages.npz")))
     regions, words, seen = case.seen()
     finish = l2norm if case.model.config.message_norm else lambda message: message
@@ -206,7 +191,7 @@ def test_messages_are_the_authors(path):
 
 @with_tensor("gate_txt")
 def test_gates_are_the_authors(path):
-    case = Case(path)
+    case = CampCase(path)
     *_, seen = case.seen()
     close(seen["word_gates"], case.true_words("gate_txt"), "word_gates")
     case.equal(seen["region_gates"], "gate_img")
@@ -214,7 +199,7 @@ def test_gates_are_the_authors(path):
 
 @with_tensor("reduce_attn_txt")
 def test_summary_attention_is_the_authors_mean_over_heads(path):
-    case = Case(path)
+    case = CampCase(path)
     *_, seen = case.seen()
     assert case.golden["out/reduce_attn_txt"].shape[2] == case.model.config.num_heads == 4
     close(seen["word_weights"], case.true_words("reduce_attn_txt", axes=(3,)).mean(2), "word_weights")
@@ -224,7 +209,7 @@ def test_summary_attention_is_the_authors_mean_over_heads(path):
 @with_tensor("final_txt_vec")
 def test_final_vectors_follow_from_what_explain_shows(path):
     """Messages from their coefficients, fused by the gates, pooled by the weights: the vectors that the score is made of."""
-    case = Case(path)
+    case = CampCase(path)
     regions, words, seen = case.seen()
     for kind, own, senders, name in (("word", words[None], regions[:, None], "final_txt_vec"),
                                      ("region", regions[:, None], words[None], "final_img_vec")):

@@ -19,10 +19,12 @@ def group(golden, prefix):
 class Case:
     """A golden file, our model of it, and its batch."""
 
+    method = "scan"
+
     def __init__(self, path, dtype=torch.float64):
         self.golden = dict(np.load(path))
         self.hyper = json.loads(str(self.golden["hyper"]))
-        self.model = load_official(group(self.golden, "state/"), "scan", config=self.hyper).to(dtype)
+        self.model = load_official(group(self.golden, "state/"), self.method, config=self.hyper).to(dtype)
         self.ids = torch.from_numpy(self.golden["in/img_ids"])
         self.regions = torch.from_numpy(self.golden["in/images"]).to(dtype)
         self.tokens = torch.from_numpy(self.golden["in/captions"])
@@ -34,6 +36,8 @@ class Case:
     def loss(self):
         return self.model.loss(*self.encode(), self.ids, self.ids)["loss"]
 
+
+class ScanCase(Case):
     def named(self, values):
         """Our parameters' values under the authors' names."""
         ours = {"image.fc.parametrizations.weight.original0": "img_enc/fc.weight_g",
@@ -58,7 +62,7 @@ def test_every_released_setting_has_a_case():
 
 
 def test_scores_loss_and_gradients_in_float64(path):
-    case = Case(path)
+    case = ScanCase(path)
     images, captions = case.encode()
     scores = case.model.similarity(images, captions).detach()
     np.testing.assert_allclose(scores, case.golden["out/scores"], rtol=0, atol=1e-9)
@@ -76,7 +80,7 @@ def test_scores_loss_and_gradients_in_float64(path):
 
 
 def test_three_steps_of_the_optimizer(path):
-    case = Case(path)
+    case = ScanCase(path)
     optimizer = torch.optim.Adam(case.model.parameters(), lr=case.hyper["learning_rate"])
     losses = []
     for _ in range(3):
@@ -93,7 +97,7 @@ def test_three_steps_of_the_optimizer(path):
 
 
 def test_scores_and_loss_in_float32(path):
-    case = Case(path, torch.float32)
+    case = ScanCase(path, torch.float32)
     scores = case.model.similarity(*case.encode())
     assert scores.dtype == torch.float32
     np.testing.assert_allclose(scores.detach(), case.golden["out32/scores"], rtol=0, atol=1e-6)
@@ -103,7 +107,7 @@ def test_scores_and_loss_in_float32(path):
 def test_attention_is_the_authors():
     compared = 0
     for path in CASES:
-        case = Case(path)
+        case = ScanCase(path)
         if "out/attn" not in case.golden:
             continue
         found = case.model.explain(*case.encode())["attention"].detach()

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
+from fragment_checks import batch as ragged_batch
 from literal_hrem import literal_graph, literal_mechanism
-from test_scan import batch as ragged_batch
 
 from itm_lib.data.dataset import Batch
 from itm_lib.files import InputError

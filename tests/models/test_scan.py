@@ -4,9 +4,15 @@ import itertools
 
 import pytest
 import torch
+from fragment_checks import (
+    LargestTensor,
+    batch,
+    check_finite_gradients,
+    check_one_image_and_one_word,
+    check_padding_and_company,
+    encode,
+)
 from literal_scan import literal_scan
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from itm_lib.files import InputError
 from itm_lib.models import SCAN, Encoding, SCANConfig, build_model
@@ -28,22 +34,6 @@ def make(dtype=torch.float64, **setting):
     torch.manual_seed(0)
     config = {"region_dim": 10, "vocab_size": 30, "embed_dim": 12, "word_dim": 8, **setting}
     return SCAN(checked_config(SCANConfig, config, "test")).to(dtype)
-
-
-def batch(images=5, captions=7, regions=6, words=9, ragged=True, dtype=torch.float64, seed=1):
-    """Regions, their mask, tokens and their mask."""
-    generator = torch.Generator().manual_seed(seed)
-    counts = torch.randint(1, regions + 1, (images,), generator=generator) if ragged else torch.full((images,), regions)
-    lengths = torch.randint(1, words + 1, (captions,), generator=generator)
-    counts[0], lengths[0], lengths[-1] = regions, words, 1
-    token_mask = torch.arange(words) < lengths[:, None]
-    tokens = torch.randint(4, 30, (captions, words), generator=generator) * token_mask
-    features = torch.randn(images, regions, 10, generator=generator, dtype=torch.float64).to(dtype)
-    return features, torch.arange(regions) < counts[:, None], tokens, token_mask
-
-
-def encode(model, sides):
-    return model.encode_images(*sides[:2]), model.encode_captions(*sides[2:])
 
 
 def literally(model, images, captions):
@@ -83,36 +73,18 @@ def test_gradients_are_those_of_the_literal_loop(setting, graph_bytes):
 
 @each_setting
 def test_more_padding_other_company_and_order_change_nothing(setting):
-    model = make(**setting)
-    regions, region_mask, tokens, token_mask = sides = batch()
-    scores = model.similarity(*encode(model, sides))
-    wide = [torch.nn.functional.pad(regions, (0, 0, 0, 3), value=5.0), torch.nn.functional.pad(region_mask, (0, 3)),
-            torch.nn.functional.pad(tokens, (0, 4), value=7), torch.nn.functional.pad(token_mask, (0, 4))]
-    torch.testing.assert_close(model.similarity(*encode(model, wide)), scores, rtol=0, atol=1e-12)
-    rows, columns = torch.tensor([3, 0, 4]), torch.tensor([5, 1, 0, 6])
-    some = [side[rows] for side in sides[:2]] + [side[columns] for side in sides[2:]]
-    torch.testing.assert_close(model.similarity(*encode(model, some)), scores[rows][:, columns], rtol=0, atol=1e-12)
+    check_padding_and_company(make(**setting))
 
 
 @each_setting
 def test_one_image_and_one_word(setting):
-    model = make(**setting)
-    images, captions = encode(model, batch(images=1, captions=1, regions=1, words=1))
-    scores = model.similarity(images, captions)
-    assert scores.shape == (1, 1)
-    torch.testing.assert_close(scores, literally(model, images, captions), rtol=0, atol=1e-12)
+    check_one_image_and_one_word(make(**setting), literally)
 
 
 @each_setting
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_gradients_are_finite_where_all_vectors_are_equal_or_zero(setting, value):
-    model = make(torch.float32, **setting)
-    regions = torch.full((3, 4, 12), value, requires_grad=True)
-    words = torch.full((2, 5, 12), value, requires_grad=True)
-    mask = torch.ones(3, 4, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
-    scores = model.similarity(Encoding(regions, mask[0]), Encoding(words, mask[1]))
-    scores.sum().backward()
-    assert scores.isfinite().all() and regions.grad.isfinite().all() and words.grad.isfinite().all()
+    check_finite_gradients(make(torch.float32, **setting), value)
 
 
 @pytest.mark.parametrize("setting", [{"direction": "t2i"}, {"direction": "i2t", "aggregation": "lse"}], ids=["t2i", "i2t"])
@@ -132,18 +104,6 @@ def test_scores_keep_their_precision_under_autocast(direction):
     assert found.dtype == torch.float32 and torch.equal(found, expected)
     assert halves.dtype == torch.float32
     torch.testing.assert_close(halves, expected, rtol=0, atol=0.02)
-
-
-class LargestTensor(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation made."""
-
-    size = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.size = max([self.size, *(leaf.untyped_storage().nbytes() // leaf.element_size() for leaf in tree_leaves(result)
-                                      if isinstance(leaf, torch.Tensor))])
-        return result
 
 
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
