@@ -31,6 +31,7 @@ from itm_lib.evaluation.ranking import KS, RetrievalMetrics, ceiling, checked_ca
 from itm_lib.evaluation.scenes import foil_accuracy, pointing_accuracy
 from itm_lib.evaluation.scoring import encode_dataset, open_for, similarity_matrix
 from itm_lib.files import InputError
+from itm_lib.losses import positive_mask
 from itm_lib.models.base import MatchingModel
 
 CAPTIONS_AN_IMAGE = 5  # of Flickr30K's and COCO's published test files; only these protocols know it
@@ -203,11 +204,8 @@ def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batc
         result.update(foil_accuracy(model, folder, split, batch_size, device))
     if (folder / "scenes.jsonl").is_file():
         result.update(pointing_accuracy(model, folder, split, batch_size, device))
-    positives = dataset.truth if dataset.truth is not None else _listed(dataset)
+    positives = dataset.truth
+    if positives is None:
+        positives = positive_mask(torch.arange(dataset.num_images), torch.as_tensor(dataset.caption_to_image))
     result.update(gate_statistics(model, images, captions, positives, min(block_bytes, 2**24), device))
     return result
-
-
-def _listed(dataset: ImageCaptionDataset) -> Tensor:
-    """(I, C) bool: each caption with the image it was written for."""
-    return torch.arange(dataset.num_images)[:, None] == torch.as_tensor(dataset.caption_to_image)[None, :]

@@ -239,10 +239,12 @@ def reuse_stages(job: Job) -> bool:
     """Take over the first stages that a finished run of this sweep has in common: the same settings, data and seed give the same
     weights. True if there are any. A stage that this run has begun itself stays."""
     own = job.recipe.get("stages", [])[:-1]
+    if not own:
+        return False
     for path in sorted(job.folder.parents[1].glob(f"*/*/{METRICS}")):
         other = read_json(path)
         theirs = other["recipe"].get("stages", [])[:-1]
-        if not own or other.get("data_hash") != job.data_hash or own[:1] != theirs[:1]:
+        if other.get("data_hash") != job.data_hash or own[:1] != theirs[:1]:
             continue
         for stage, same in zip(own, theirs):
             if stage != same:
