@@ -135,6 +135,8 @@ class BatchSampler:
     * ``"caption"``: every caption once, with its image; images may repeat in a batch (VSE++, SCAN, HREM)
     * ``"image"``: every image once, with one random caption of its own (CAMP)
     * ``"set"``: every image once, with all its captions (DivE); ``batch_size`` counts images
+
+    After ``group(labels, size)`` batches are made of neighbours: each of runs of ``size`` units whose images have one label.
     """
 
     def __init__(self, dataset: ImageCaptionDataset, batch_size: int, layout: str = "caption", seed: int = 0,
@@ -145,9 +147,21 @@ class BatchSampler:
             raise InputError(f"batch_size is {batch_size}: a batch of fewer than 2 has no negatives")
         self.dataset, self.batch_size, self.layout = dataset, batch_size, layout
         self.seed, self.shuffle, self.drop_last, self.epoch = seed, shuffle, drop_last, 0
+        self.labels, self.run = None, 1
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def group(self, labels: np.ndarray | None, size: int = 1) -> None:
+        """From now on put ``size`` units whose images share a label, ``labels`` (I,), side by side; None undoes it.
+
+        Every unit still comes once an epoch. What is left over of each label, fewer than ``size``, comes last in the epoch.
+        """
+        if labels is not None and len(labels) != self.dataset.num_images:
+            raise InputError(f"{len(labels)} labels for {self.dataset.num_images} images: give one an image")
+        if size < 1 or self.batch_size % size:
+            raise InputError(f"batch_size {self.batch_size} is no multiple of {size}: a batch is made of whole runs of neighbours")
+        self.labels, self.run = None if labels is None else np.asarray(labels), size
 
     def __len__(self) -> int:
         count = self.dataset.num_captions if self.layout == "caption" else self._num_captioned
@@ -168,9 +182,38 @@ class BatchSampler:
         else:
             units = [captions for captions in groups if captions]
         order = rng.permutation(len(units)) if self.shuffle else np.arange(len(units))
+        if self.labels is not None:
+            image = self.dataset.caption_to_image.numpy()[[unit[0] for unit in units]]
+            order = neighbours_together(order, image, self.labels, self.run, rng)
         for number in range(len(self)):
             chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
             yield [caption for unit in chosen for caption in units[unit]]
+
+
+def neighbours_together(order: np.ndarray, image: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """``order`` (U,) of units, unit u of image ``image[u]``, rearranged into runs of ``size`` units of one label.
+
+    Within a label the first units of all its images come before their second ones, so that a run has an image twice only where
+    the label has fewer images than ``size``. The runs are shuffled; shorter ones, the labels' rests, come last.
+    """
+    label, turn = labels[image[order]], _count_before(image[order])
+    order = order[np.lexsort((turn, label))]
+    label = labels[image[order]]
+    place = _count_before(label)
+    number_of_label, total = np.unique(label, return_inverse=True, return_counts=True)[1:]
+    rest = place >= total[number_of_label] // size * size
+    runs = order[~rest].reshape(-1, size)
+    return np.concatenate([runs[rng.permutation(len(runs))].ravel(), order[rest]])
+
+
+def _count_before(values: np.ndarray) -> np.ndarray:
+    """How many equal values stand before each one: [7, 7, 3, 7] -> [0, 1, 0, 2]."""
+    by_value = np.argsort(values, kind="stable")
+    ordered = values[by_value]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    count = np.empty(len(values), dtype=np.int64)
+    count[by_value] = np.arange(len(values)) - np.repeat(starts, np.diff(np.r_[starts, len(values)]))
+    return count
 
 
 def collate(dataset: ImageCaptionDataset, captions: Sequence[int], layout: str) -> Batch:

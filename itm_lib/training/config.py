@@ -50,6 +50,10 @@ class TrainConfig(BaseModel):
     warmup_steps: int = Field(0, ge=0)                   # lr rises linearly over the first steps
     clip: float | None = Field(2.0, gt=0)                # global norm of the gradients; null: no clipping
     freeze: tuple[str, ...] = ()                         # parameters that do not train: "image", "text.embed", ...
+    neighbour_images: int | None = Field(None, ge=2)     # K: so many of a batch come from one cluster of pictures; null: any do
+    neighbour_clusters: int | None = Field(None, ge=2)   # of k-means; null: train pictures / (4 K)
+    neighbour_start: float = Field(0.5, ge=0)            # from here on: a fraction of the run if below 1, else an epoch
+    neighbour_refresh: int = Field(1, ge=1)              # epochs from one clustering to the next
     precision: Literal["no", "bf16", "fp16"] = "no"
     accumulate: int = Field(1, ge=1)
     seed: int = Field(0, ge=0, lt=2**31)
@@ -73,7 +77,18 @@ class TrainConfig(BaseModel):
         for place in self.decay_at:
             if place <= 0 or (place >= 1 and place != int(place)):
                 raise ValueError(f"decay_at {place}: give a fraction of the run between 0 and 1, or a whole epoch")
+        if self.neighbour_start >= 1 and self.neighbour_start != int(self.neighbour_start):
+            raise ValueError(f"neighbour_start {self.neighbour_start}: give a fraction of the run below 1, or a whole epoch")
+        if self.neighbour_images and self.batch_size % self.neighbour_images:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of neighbour_images {self.neighbour_images}")
         return self
+
+    @property
+    def first_neighbour_epoch(self) -> int | None:
+        """The epoch, from 0, from which on batches are made of neighbours; None if they never are."""
+        if self.neighbour_images is None:
+            return None
+        return round(self.neighbour_start * (self.epochs if self.neighbour_start < 1 else 1))
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:

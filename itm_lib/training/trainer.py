@@ -30,6 +30,7 @@ from itm_lib.evaluation.scoring import encode_dataset, evaluating, similarity_ma
 from itm_lib.files import InputError, nearest, replace_atomically
 from itm_lib.models.base import MatchingModel
 from itm_lib.training.config import PRACTICAL, TrainConfig, frozen, frozen_parameters, learning_rate, make_optimizer
+from itm_lib.training.neighbours import check_embeddings, cluster_images, number_of_clusters
 from itm_lib.training.state import (
     History,
     Progress,
@@ -79,6 +80,11 @@ class Trainer:
         self.model, self.train, self.val, self.config = model, train, val, config
         self.out_dir, self.progress_bar, self.on_epoch = Path(out_dir), progress, on_epoch
         self.sampler = BatchSampler(train, config.batch_size, model.batch_layout, config.seed)
+        self.clusters = config.neighbour_clusters or number_of_clusters(train.num_images, config.neighbour_images or 1)
+        if config.neighbour_images:
+            check_embeddings(model, train)
+            if self.clusters > train.num_images:
+                raise InputError(f"neighbour_clusters is {self.clusters} and there are {train.num_images} pictures: give fewer")
         self.steps_per_epoch = math.ceil(len(self.sampler) / config.accumulate)
         if not self.steps_per_epoch:
             raise InputError(f"the train split of {train.name or 'this dataset'} is too small for one batch of 2")
@@ -110,6 +116,7 @@ class Trainer:
 
     def _start(self, resume: bool) -> None:
         self.state, self.history = Progress(), History()
+        self.sampler.group(None)
         for part in self.out_dir.glob(".*.part"):  # of a write that a kill cut short
             part.unlink()
         seed_everything(self.config.seed)
@@ -130,6 +137,8 @@ class Trainer:
         self._optimizer.load_state_dict(states["optimizer"])
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(states["scaler"])
+        if len(states["neighbours"]):
+            self.sampler.group(states["neighbours"].numpy(), self.config.neighbour_images)
         set_random_state(states["random"])
 
     def _run(self) -> dict[str, Any]:
@@ -163,12 +172,21 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         self.model.start_epoch(self.state.epoch)
+        if not self.state.position:
+            self._find_neighbours()
         self._wrapped.train()
         for batches in self._steps():
             self._step(batches)
             if self.state.step % self.config.save_every == 0 and self.state.position < self.steps_per_epoch:
                 self._save()
         self._end_epoch()
+
+    def _find_neighbours(self) -> None:
+        """In the epochs that are for it, cluster the pictures; the batches that follow are made of neighbours."""
+        begin = self.config.first_neighbour_epoch
+        if begin is not None and self.state.epoch >= begin and (self.state.epoch - begin) % self.config.neighbour_refresh == 0:
+            labels = cluster_images(self.model, self.train, self.clusters, self.config.seed)
+            self.sampler.group(labels, self.config.neighbour_images)
 
     def _steps(self):
         """The batches of each step that the epoch still has, in lists of ``accumulate``."""
@@ -278,7 +296,9 @@ class Trainer:
     def _save(self) -> None:
         self.state.seconds = time.monotonic() - self._since
         scaler = self._accelerator.scaler
-        save_checkpoint(self.out_dir / LAST, self._run(), self.state, self.history, model=self.model.state_dict(),
+        labels = [] if self.sampler.labels is None else self.sampler.labels  # found with weights that are gone after a resume
+        save_checkpoint(self.out_dir / LAST, self._run(), self.state, self.history, neighbours=torch.as_tensor(labels),
+                        model=self.model.state_dict(),
                         optimizer=self._optimizer.state_dict(), scaler=None if scaler is None else scaler.state_dict())
         self.history.save(self.out_dir / HISTORY)
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from made_for_data import write_regions
@@ -92,6 +93,68 @@ def test_a_rest_of_one_is_dropped_because_it_has_no_negatives(train):
     sizes = [len(batch) for batch in BatchSampler(train, 3, "set", shuffle=False)]
     assert len(sizes) == 1 == len(BatchSampler(train, 3, "set"))
     assert len(BatchSampler(train, 4, "caption", drop_last=True)) == train.num_captions // 4
+
+
+@pytest.fixture
+def many():
+    """90 pictures of three kinds (0, 1, 2 in turn) with two captions each."""
+    class Rows:
+        num_images, num_captions = 90, 180
+        caption_to_image = torch.arange(180) // 2
+        captions_of_image = [[2 * row, 2 * row + 1] for row in range(90)]
+
+    return Rows()
+
+
+@pytest.mark.parametrize("layout", ["caption", "image", "set"])
+def test_grouped_batches_are_runs_of_one_label_and_every_caption_comes_once(many, layout):
+    labels = np.arange(90) % 3
+    sampler = BatchSampler(many, 12, layout, seed=2)
+    expected = sorted(c for batch in sampler for c in batch)
+    sampler.group(labels, 4)
+    batches = list(sampler)
+    if layout != "image":
+        assert sorted(c for batch in batches for c in batch) == expected == list(range(180))
+    size = 8 if layout == "set" else 4
+    whole = 90 // 3 * (2 if layout == "caption" else 1) // 4 * 3  # runs
+    for run in range(whole):
+        batch, place = batches[run // 3], run % 3 * size
+        images = many.caption_to_image[batch[place : place + size]]
+        assert len(set(labels[images].tolist())) == 1 and len(images.unique()) == 4
+    mixed = [tuple(sorted(set(labels[many.caption_to_image[batch]].tolist()))) for batch in batches]
+    assert len(set(mixed)) > 1, "runs of different labels meet in a batch"
+
+
+def test_grouped_batches_depend_on_seed_and_epoch_alone_and_can_be_undone(many):
+    def batches(seed, epoch, group=True):
+        sampler = BatchSampler(many, 12, "caption", seed)
+        sampler.set_epoch(epoch)
+        sampler.group(np.arange(90) // 30, 6)
+        if not group:
+            sampler.group(None)
+        return list(sampler)
+
+    assert batches(0, 1) == batches(0, 1) != batches(0, 2) and batches(0, 1) != batches(1, 1)
+    plain = BatchSampler(many, 12, "caption", 0)
+    plain.set_epoch(1)
+    assert batches(0, 1, group=False) == list(plain)
+
+
+def test_a_label_with_few_pictures_repeats_them_and_rests_come_last(many):
+    labels = np.r_[np.zeros(3, dtype=int), np.ones(87, dtype=int)]
+    sampler = BatchSampler(many, 12, "caption")
+    sampler.group(labels, 4)
+    batches = list(sampler)
+    kinds = labels[many.caption_to_image[[c for batch in batches for c in batch]]]
+    assert (kinds[:172].reshape(-1, 4) == kinds[:172:4, None]).all()  # 6 captions of kind 0: one whole run; 174 of kind 1: 43 runs
+    assert sorted(kinds[-4:].tolist()) == [0, 0, 1, 1]
+
+
+def test_bad_groups_are_refused(many):
+    with pytest.raises(InputError, match="7 labels for 90 images: give one an image"):
+        BatchSampler(many, 12).group(np.zeros(7), 4)
+    with pytest.raises(InputError, match="batch_size 12 is no multiple of 5"):
+        BatchSampler(many, 12).group(np.zeros(90), 5)
 
 
 def test_bad_sampler_settings_are_refused(train):
