@@ -585,3 +585,209 @@ def gate_histograms(gates: Mapping[str, Mapping[str, Any]], marks: Mapping[str, 
     axes[0].set(ylabel="gates in the bin (%)", ylim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+# ---- 04 HREM -------------------------------------------------------------------------------------------------------------
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def attention_blocks(steps: Mapping[str, Any]) -> Figure:
+    """Which blocks of the graph each attention step uses, a panel a step: ``steps`` {title: (2, 2) bool}.
+
+    Rows are the nodes that hear, images before captions, columns those that speak. Blocks of A and S that a step uses are filled.
+    """
+    names = [["I-I", "I-T"], ["T-I", "T-T"]]
+    figure = Figure(figsize=(2.5 * len(steps), 2.9), layout="constrained")
+    for number, (ax, (title, used)) in enumerate(zip(figure.subplots(1, len(steps), squeeze=False)[0], steps.items())):
+        for (row, column), on in np.ndenumerate(np.asarray(used, dtype=bool)):
+            look = {"facecolor": SKY} if on else {"facecolor": "white", "hatch": "///"}
+            ax.add_patch(Rectangle((column, row), 1, 1, edgecolor=GREY, **look))
+            ax.text(column + 0.5, row + 0.5, names[row][column] if on else "not used", ha="center", va="center",
+                    bbox={"facecolor": look["facecolor"], "linewidth": 0, "pad": 2})
+        ax.set(xlim=(0, 2), ylim=(2, 0), aspect="equal", title=title, xlabel="speaks")
+        ax.set_xticks([0.5, 1.5], ["images", "captions"])
+        ax.set_yticks([0.5, 1.5], ["images", "captions"] if not number else ["", ""], rotation=90, va="center")
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        if not number:
+            ax.set_ylabel("hears")
+    return figure
+
+
+def relation_maps(panels: Mapping[str, Any], images: Sequence[Any], captions: Sequence[str], numbers: bool = False,
+                  label: str = "relevance S", cell: float = 0.33, wide: int = 34, limits: tuple[float, float] | None = None) -> Figure:
+    """Heat maps of the relations of a batch, (N, N) a panel, images before captions; NaN, which is white, where none is connected.
+
+    Row i hears column j. ``images``: pictures, or names, of the first I nodes; ``captions`` (C,): texts, cut to ``wide`` characters.
+    Beside the first panel the captions are written out, elsewhere they have the letter that is in front of them there. All panels
+    share one scale, from ``limits`` or from the values; ``cell`` is inches a cell; black lines are the borders of the four blocks.
+    """
+    import matplotlib
+
+    count, total = len(images), len(images) + len(captions)
+    values = [np.asarray(each, dtype=float) for each in panels.values()]
+    for title, each in zip(panels, values):
+        if each.shape != (total, total):
+            raise InputError(f"{title}: relations of {count} images and {len(captions)} captions have shape {each.shape}")
+    low, high = limits or (min(map(np.nanmin, values)), max(map(np.nanmax, values)))
+    texts = [f"{letter}  {textwrap.shorten(text, wide, placeholder=' …')}" for letter, text in zip(LETTERS, captions)]
+    beside = 0.062 * max(map(len, [*texts, *(each for each in images if isinstance(each, str))]))
+    figure = Figure(figsize=(len(panels) * (cell * (total + 2)) + beside + 1.0, cell * (total + 2) + 0.9), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), matplotlib.colormaps["viridis"])
+    for number, (ax, title, each) in enumerate(zip(axes, panels, values)):
+        ax.imshow(np.ma.masked_invalid(each), norm=scale.norm, cmap=scale.cmap, interpolation="nearest")
+        if numbers:
+            _relation_numbers(ax, each, scale)
+        for border in (-0.5, count - 0.5, total - 0.5):
+            ax.axhline(border, color=BLACK, linewidth=1.6)
+            ax.axvline(border, color=BLACK, linewidth=1.6)
+        _node_axes(ax, images, texts if not number else LETTERS[: len(captions)])
+        ax.set(title=title, xlabel="column: who speaks", xlim=(-0.5, total - 0.5), ylim=(total - 0.5, -0.5))
+    axes[0].set_ylabel("row: who hears")
+    figure.colorbar(scale, ax=axes.tolist(), label=f"{label} (white: not connected)", shrink=0.75, aspect=30)
+    return figure
+
+
+def _relation_numbers(ax: Axes, values: np.ndarray, scale: Any) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if _is_dark(scale.to_rgba(value)) else "black")
+
+
+def _node_axes(ax: Axes, images: Sequence[Any], captions: Sequence[str]) -> None:
+    """Pictures or names, then captions, along both axes."""
+    names = [each if isinstance(each, str) else "" for each in images]
+    places = range(len(names) + len(captions))
+    ax.set_yticks(places, [*names, *captions], fontsize=8)
+    ax.set_xticks(places, [*(name and str(number) for number, name in enumerate(names)), *(text[0] for text in captions)], fontsize=8)
+    ax.tick_params(length=0, pad=3)
+    ax.spines[:].set_visible(False)
+    for number, picture in enumerate(images):
+        if not isinstance(picture, str):
+            _picture(ax.inset_axes((-1.65, number - 0.47, 0.94, 0.94), transform=ax.transData), picture)
+            _picture(ax.inset_axes((number - 0.47, len(places) - 0.28, 0.94, 0.94), transform=ax.transData), picture)
+
+
+def negative_weights(panels: Mapping[str, tuple[Any, Mapping[int, Any]]], marks: Mapping[str, float] | None = None) -> Figure:
+    """How likely each negative of an anchor is drawn, against its distance: a panel a set of embeddings, a colour a dimension.
+
+    ``panels`` {title: (distances (n,), {dimension of the sphere: weights (n,)})}; the weights of one anchor sum to 1. A dashed line
+    is an even draw; ``marks`` {label: distance} draws dotted lines.
+    """
+    figure = Figure(figsize=(3.4 * len(panels) + 0.4, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
+    for ax, (title, (distances, weights)) in zip(axes, panels.items()):
+        order = np.argsort(distances)
+        for number, (dim, each) in enumerate(weights.items()):
+            ax.plot(np.asarray(distances)[order], np.asarray(each, dtype=float)[order], "os^Dv"[number % 5], markersize=4.5, alpha=0.75,
+                    linestyle="none", color=COLOURS[number], label=f"{dim} dimensions")
+        ax.axhline(1 / len(order), color=BLACK, linestyle="--", linewidth=1.2, label="even draw")
+        for place, (name, distance) in enumerate((marks or {}).items()):
+            ax.axvline(distance, color=GREY, linestyle=(":", "-.")[place % 2], linewidth=1.4, label=name)
+        ax.set(title=title, xlabel="distance from the anchor", xlim=(0, 2), ylim=(-0.03, 1.03))
+    axes[0].set_ylabel("chance to be drawn")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 + len(marks or {}))
+    return figure
+
+
+def distance_histograms(distances: Mapping[str, Mapping[str, Any]], marks: Mapping[str, float] | None = None) -> Figure:
+    """How the distances of true and of false pairs are spread, a panel a model: {model: {"true pairs": (n,), "false pairs": (n,)}}.
+
+    Distances of unit vectors lie in [0, 2]. A triangle is the mean; ``marks`` {label: distance} draws dotted lines.
+    """
+    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(distances), sharey=True, squeeze=False)[0]
+    edges = np.linspace(0, 2, 41)
+    for ax, (title, kinds) in zip(axes, distances.items()):
+        for kind, values in kinds.items():
+            values, (colour, line) = np.asarray(values, dtype=float), PAIRS[kind]
+            ax.stairs(100 * np.histogram(values, edges)[0] / len(values), edges, color=colour, linestyle=line, linewidth=1.6, label=kind)
+            ax.plot(values.mean(), 0, "^", color=colour, markersize=9, clip_on=False, zorder=3)
+        for place, (name, distance) in enumerate((marks or {}).items()):
+            ax.axvline(distance, color=GREY, linestyle=(":", "-.")[place % 2], linewidth=1.4, label=name)
+        ax.set(title=title, xlabel="distance of picture and caption", xlim=(0, 2))
+        ax.grid(axis="y")
+    axes[0].set(ylabel="pairs in the bin (%)", ylim=(0, None))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2 + len(marks or {}))
+    return figure
+
+
+def node_rows(nodes: Sequence[Any], pictures: Sequence[Sequence[Any]], picture_values: Sequence[Sequence[float]],
+              captions: Sequence[Sequence[str]], caption_values: Sequence[Sequence[float]], own: Sequence[Sequence[bool]] | None = None,
+              head: str = "the node", width: float = 1.1, wide: int = 48) -> Figure:
+    """What a picture of a batch is connected to, a row a picture: the node, pictures with their values, captions with theirs.
+
+    ``own`` (rows, captions) marks the captions that were written for the node.
+    """
+    columns = max(map(len, pictures))
+    lines = max(map(len, captions))
+    figure, axes = _grid(len(nodes), columns + 2, ((columns + 1) * width + 0.088 * wide + 0.2, len(nodes) * max(width + 0.25, 0.21 * lines)),
+                         width_ratios=[1] * (columns + 1) + [0.088 * wide / width])
+    for row, line in enumerate(axes):
+        _picture(line[0], nodes[row])
+        _frame(line[0], BLUE, "-")
+        line[0].set_xlabel(head, fontsize=9, color=BLUE)
+        for place, ax in enumerate(line[1:-1]):
+            if place >= len(pictures[row]):
+                ax.set_axis_off()
+                continue
+            _picture(ax, pictures[row][place])
+            ax.set_xlabel(f"{picture_values[row][place]:.3f}", fontsize=9)
+        line[-1].set_axis_off()
+        line[-1].set(xlim=(0, 1), ylim=(0, 1))
+        for place, (text, value) in enumerate(zip(captions[row], caption_values[row])):
+            is_own = own is not None and own[row][place]
+            line[-1].text(0.02, 1 - (place + 0.5) / lines, f"{value:.3f}  {textwrap.shorten(text, wide, placeholder=' …')}" + (" (its own)" if is_own else ""),
+                          va="center", fontsize=9, color=GREEN if is_own else BLACK)
+    return figure
+
+
+def picture_rows(rows: Mapping[str, Sequence[Any]], width: float = 1.0) -> Figure:
+    """Rows of small pictures, each with its name on the left: clusters, or batches. ``width`` is inches a picture."""
+    columns = max(map(len, rows.values()))
+    side = 0.085 * max(len(line) for name in rows for line in name.split("\n"))
+    figure, axes = _grid(len(rows), columns, (columns * width + side, len(rows) * width))
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+    for line, (name, pictures) in zip(axes, rows.items()):
+        for place, ax in enumerate(line):
+            if place < len(pictures):
+                _picture(ax, pictures[place])
+            else:
+                ax.set_axis_off()
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    return figure
+
+
+def efficiency(models: Mapping[str, Mapping[str, Any]], gallery: str, perfect: float | None = None) -> Figure:
+    """rsum against the time of a query (left), and what that time is made of (right); both times on a log axis.
+
+    ``models`` {name: {"rsum": one value a seed, "encode": ms, "score": ms}}: to encode the query, and to score it against all of
+    the ``gallery``, whose encodings are kept. The bar over a point is one standard deviation over the seeds.
+    """
+    figure = Figure(figsize=(10.4, 3.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, (name, each) in enumerate(models.items()):
+        colour, marker = COLOURS[number % len(COLOURS)], "osD^v*"[number % 6]
+        rsum, total = np.asarray(each["rsum"], dtype=float), each["encode"] + each["score"]
+        left.errorbar(total, rsum.mean(), yerr=rsum.std(ddof=1) if len(rsum) > 1 else 0, fmt=marker, color=colour, capsize=3, markersize=8)
+        left.annotate(name, (total, rsum.mean()), (0, 11), textcoords="offset points", ha="center", color=colour)
+        right.plot([each["encode"], each["score"]], [number, number], color=GREY, linewidth=1)
+        right.plot(each["encode"], number, marker, fillstyle="none", color=colour, markersize=8)
+        right.plot(each["score"], number, marker, color=colour, markersize=8)
+    if perfect is not None:
+        left.axhline(perfect, color=BLACK, linestyle="--", linewidth=1.2, label="perfect matcher")
+        left.legend(loc="best")
+    for ax in (left, right):
+        ax.set_xscale("log")
+        ax.margins(x=0.2)
+        ax.grid()
+    left.set(xlabel="ms for a query: encode it and score the gallery", ylabel="rsum on test")
+    left.margins(y=0.2)
+    right.set_yticks(range(len(models)), list(models))
+    right.set(xlabel=f"ms for a query, a gallery of {gallery}", ylim=(len(models) - 0.5, -0.5))
+    key = [Line2D([], [], color=GREY, marker="o", fillstyle=fill, linestyle="none", label=what)
+           for fill, what in (("none", "encode the query"), ("full", "score it against the gallery"))]
+    right.legend(handles=key, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
+    return figure

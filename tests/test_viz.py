@@ -282,3 +282,88 @@ def test_gate_histograms_are_shares_on_the_logits_axis():
     assert left.get_title() == "regions: mean 0.767 of true pairs, 0.250 of false pairs"
     assert left.get_ylim()[1] > 100 > 0 == left.get_ylim()[0]                               # the panel with the tallest bin fits
     assert [text.get_text() for text in left.get_xticklabels()] == ["1e-09", "1e-06", "0.001", "0.1", "0.5", "0.9", "0.999"]
+
+
+# ---- 04 HREM -------------------------------------------------------------------------------------------------------------
+
+def test_attention_blocks_fills_what_a_step_uses():
+    axes = drawn(viz.attention_blocks({"all": np.ones((2, 2)), "cross": [[0, 1], [1, 0]]}))
+    assert [ax.get_title() for ax in axes] == ["all", "cross"]
+    assert texts(axes[0]) == ["I-I", "I-T", "T-I", "T-T"] and texts(axes[1]) == ["not used", "I-T", "T-I", "not used"]
+    assert [patch.get_hatch() for patch in axes[1].patches] == ["///", None, None, "///"]
+
+
+RELATIONS = np.array([[1.0, np.nan, 0.5], [0.25, 1.0, np.nan], [2.0, np.nan, 1.0]])
+
+
+def test_relation_maps_share_a_scale_and_have_pictures_on_both_axes():
+    first, second, bar = drawn(viz.relation_maps({"before": RELATIONS, "after": 2 * RELATIONS}, [PICTURE] * 2, ["a dog on the road"]))
+    assert [ax.get_title() for ax in (first, second)] == ["before", "after"]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["", "", "a  a dog on the road"]
+    assert [label.get_text() for label in second.get_yticklabels()] == ["", "", "a"]
+    assert len(first.child_axes) == 4                                                    # two pictures, on both axes
+    shown = first.images[0].get_array()
+    assert shown.mask.tolist() == np.isnan(RELATIONS).tolist() and shown[2, 0] == 2
+    assert first.images[0].norm is second.images[0].norm and (first.images[0].norm.vmin, first.images[0].norm.vmax) == (0.25, 4)
+    assert sorted({line.get_ydata()[0] for line in first.lines if len(set(line.get_ydata())) == 1}) == [-0.5, 1.5, 2.5]
+    assert bar.get_ylabel() == "relevance S (white: not connected)"
+
+
+def test_relation_maps_by_name_and_with_numbers():
+    ax, _ = drawn(viz.relation_maps({"by hand": RELATIONS}, ["dog", "cat"], ["boat"], numbers=True, limits=(0, 3)))
+    assert texts(ax) == ["1.00", "0.50", "0.25", "1.00", "2.00", "1.00"] and not ax.child_axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["dog", "cat", "a  boat"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "a"]
+    assert (ax.images[0].norm.vmin, ax.images[0].norm.vmax) == (0, 3)
+
+
+def test_relation_maps_refuses_relations_of_another_batch():
+    with pytest.raises(InputError, match=r"before: relations of 2 images and 2 captions have shape \(3, 3\)"):
+        viz.relation_maps({"before": RELATIONS}, [PICTURE] * 2, ["a", "b"])
+
+
+def test_negative_weights_against_distance():
+    panels = {"random": ([1.5, 1.0], {16: [0.25, 0.75], 512: [0.0, 1.0]}), "trained": ([1.2], {16: [1.0], 512: [1.0]})}
+    figure = viz.negative_weights(panels, marks={"cut": 1.7})
+    left, right = drawn(figure)
+    points = {line.get_label(): line.get_xydata().tolist() for line in left.lines}
+    assert points["16 dimensions"] == [[1.0, 0.75], [1.5, 0.25]] and points["512 dimensions"] == [[1.0, 1.0], [1.5, 0.0]]
+    assert set(left.lines[2].get_ydata()) == {0.5} and set(right.lines[2].get_ydata()) == {1.0}       # an even draw of 2, of 1
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["16 dimensions", "512 dimensions", "even draw", "cut"]
+
+
+def test_distance_histograms_are_shares_with_their_mean():
+    figure = viz.distance_histograms({"before": {"true pairs": [0.5, 1.5], "false pairs": [1.0]}}, marks={"cut": 1.7})
+    (ax,) = drawn(figure)
+    true, false = (patch.get_data() for patch in ax.patches)
+    assert np.isclose(true.values.sum(), 100) and true.values.max() == 50 and false.values.max() == 100
+    assert [line.get_xdata()[0] for line in ax.lines] == [1.0, 1.0, 1.7]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["true pairs", "false pairs", "cut"]
+
+
+def test_node_rows_shows_pictures_and_captions_with_their_values():
+    figure = viz.node_rows([PICTURE] * 2, [[PICTURE] * 2, [PICTURE]], [[0.5, 0.25], [0.125]], [["a dog", "a cat"], ["a boat"]],
+                           [[0.5, 0.125], [1.0]], own=[[True, False], [False]], head="picture")
+    axes = np.array(drawn(figure)).reshape(2, 4)
+    assert [ax.get_xlabel() for ax in axes[0]] == ["picture", "0.500", "0.250", ""]
+    assert [ax.get_xlabel() for ax in axes[1]] == ["picture", "0.125", "", ""] and not axes[1, 2].axison
+    assert texts(axes[0, 3]) == ["0.500  a dog (its own)", "0.125  a cat"] and texts(axes[1, 3]) == ["1.000  a boat"]
+    assert [text.get_color() for text in axes[0, 3].texts] == [viz.GREEN, viz.BLACK]
+
+
+def test_picture_rows_are_named_on_the_left():
+    axes = drawn(viz.picture_rows({"cluster 0": [PICTURE] * 2, "cluster 1": [PICTURE]}))
+    assert [ax.get_ylabel() for ax in axes] == ["cluster 0", "", "cluster 1", ""]
+    assert [ax.axison for ax in axes] == [True, True, True, False]
+
+
+def test_efficiency_puts_rsum_against_the_whole_time_of_a_query():
+    models = {"VSE++": {"rsum": [500.0, 510.0, 520.0], "encode": 1.0, "score": 0.01}, "SCAN": {"rsum": [560.0], "encode": 1.0, "score": 9.0}}
+    left, right = drawn(viz.efficiency(models, "1000 pictures", perfect=580.0))
+    (point, _, (bar,)) = left.containers[0].lines
+    assert np.allclose(point.get_xydata(), [[1.01, 510.0]])
+    assert np.allclose([end[1] for end in bar.get_segments()[0]], [500.0, 520.0])
+    assert texts(left) == ["VSE++", "SCAN"] and left.get_xscale() == right.get_xscale() == "log"
+    marks = [(line.get_xdata()[0], line.get_fillstyle()) for line in right.lines if len(line.get_xdata()) == 1]
+    assert marks == [(1.0, "none"), (0.01, "full"), (1.0, "none"), (9.0, "full")]
+    assert [label.get_text() for label in right.get_yticklabels()] == ["VSE++", "SCAN"]
