@@ -19,8 +19,9 @@ from torch import Tensor
 
 from itm_lib.evaluation.ranking import RetrievalMetrics, ceiling, map_at_r
 from itm_lib.features.region_encoder import overlap
-from itm_lib.losses import bce_loss, hinge_loss
+from itm_lib.losses import bce_loss, distance_weights, hinge_loss
 from itm_lib.models.base import Encoding
+from itm_lib.models.hrem import closeness, graph_bias, match_fragments
 from itm_lib.models.layers import l2norm
 from itm_lib.models.scan import SCAN, SCANConfig
 
@@ -452,6 +453,129 @@ def check_hardest_bce(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None
         mask, diagonal = ids[:, None] == ids[None, :], torch.arange(8)
         expect(answer, (random, mask, 1e-6), bce_loss(random, (diagonal, diagonal), mask)["loss"],
                "a random 8 × 8 matrix with repeated pictures", mistakes(random, mask, 1e-6))
+    right(answer)
+
+
+# ---- 04 HREM ------------------------------------------------------------------------------------------------------------
+
+def check_closeness(answer: Callable[[Tensor, float], Tensor]) -> None:
+    """``answer(embeddings (N, d), sigma)``: the intra-modal relevance exp(-‖v_i - v_j‖ / σ), (N, N), exactly 1 on the diagonal."""
+    def mistakes(x: Tensor, sigma: float) -> dict[str, Tensor]:
+        distances = torch.linalg.vector_norm(x[:, None] - x[None], dim=2)
+        rounded = torch.cdist(x, x, compute_mode="use_mm_for_euclid_dist")
+        return {"the distance is not squared": (-(distances**2) / sigma).exp(),
+                "divide the distance by σ": (-distances).exp(),
+                "the sign is missing: what is near has 1, what is far nearly 0": (distances / sigma).exp(),
+                "that is the distance; the relevance is exp(-distance / σ)": distances,
+                "those are dot products; distances are asked for": x @ x.T,
+                "the diagonal must be exactly 1: torch.cdist takes ‖x‖² + ‖y‖² - 2 x·y from 26 rows on, which rounds": (-rounded / sigma).exp()}
+
+    points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]])
+    expect(answer, (points, 4.0), closeness(points, points, 4.0), "three points, two of them equal, σ = 4", mistakes(points, 4.0))
+    for seed, sigma in ((0, 1.0), (1, 0.5)):
+        random = torch.nn.functional.normalize(torch.randn(6, 8, generator=_seed(seed)), dim=1)
+        expect(answer, (random, sigma), closeness(random, random, sigma), f"6 random embeddings, σ = {sigma:g}", mistakes(random, sigma))
+    many = 20 * torch.nn.functional.normalize(torch.randn(60, 64, generator=_seed(2)), dim=1)
+    expect(answer, (many, 1.0), closeness(many, many, 1.0), "60 embeddings of length 20 in float32", mistakes(many, 1.0))
+    right(answer)
+
+
+def check_match_vector(answer: Callable[[Tensor, int], Tensor]) -> None:
+    """``answer(cosines (R, W), topk)``: q (topk,) of t2i for one pair: LeakyReLU(0.1), each region's row divided by its length over
+    the words, the best region of each word, the topk largest of these, falling, and 0 where there are fewer words."""
+    def vector(cosines: Tensor, topk: int, over: int = 1, best: int = 0, squash: bool = True, norm: bool = True, falling: bool = True) -> Tensor:
+        values = torch.nn.functional.leaky_relu(cosines, 0.1) if squash else cosines
+        values = values / torch.linalg.vector_norm(values, dim=over, keepdim=True).clamp(min=1e-12) if norm else values
+        found = values.amax(best)
+        found = (found.sort(descending=True).values if falling else found)[:topk]
+        return torch.nn.functional.pad(found, (0, topk - len(found)))
+
+    def mistakes(cosines: Tensor, topk: int) -> dict[str, Tensor]:
+        wanted, words = vector(cosines, topk), min(topk, cosines.shape[1])
+        return {"the length of a region's row runs over the words": vector(cosines, topk, over=0),
+                "in t2i every word takes its best region; that is every region's best word": vector(cosines, topk, best=1),
+                "each region's row must be divided by its length": vector(cosines, topk, norm=False),
+                "LeakyReLU comes first: a tenth of what is negative": vector(cosines, topk, squash=False),
+                "sort them, the largest first": vector(cosines, topk, falling=False),
+                "the largest comes first": wanted[:words].flip(0),
+                "where there are fewer words than K the missing entries are 0": wanted[:words]}
+
+    cosines = torch.tensor([[0.6, 0.8, 0.0], [0.0, -0.5, 0.9]])
+    for topk in (2, 5):
+        try:
+            expect(answer, (cosines, topk), vector(cosines, topk), f"two regions and three words, K = {topk}", mistakes(cosines, topk))
+        except NotRight as problem:
+            if topk > 3 and "returns an array" in str(problem):
+                raise NotRight(f"{problem}: where there are fewer words than K the missing entries are 0") from None
+            raise
+    for seed, topk in ((0, 3), (1, 10)):
+        regions, words = (torch.nn.functional.normalize(torch.randn(number, 8, generator=_seed(seed + number)), dim=1) for number in (6, 5))
+        full = [torch.ones(1, len(part), dtype=torch.bool) for part in (regions, words)]
+        wanted = match_fragments(regions[None], full[0], words[None], full[1], full[1], topk)[1].vector[0, 0]
+        expect(answer, (regions @ words.T, topk), wanted, f"6 random regions and 5 words, K = {topk}", mistakes(regions @ words.T, topk))
+    right(answer)
+
+
+def check_graph_step(answer: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> None:
+    """``answer(nodes (N, d), connection (N, N) bool, relevance (N, N), weight)``: softmax(X Xᵀ / √d + λ S) X over the connected nodes."""
+    def step(x: Tensor, connection: Tensor, relevance: Tensor, weight: float, scale: bool = True, axis: int = 1) -> Tensor:
+        logits = x @ x.T / (x.shape[1] ** 0.5 if scale else 1)
+        return (logits + graph_bias(connection, relevance, weight)).softmax(axis).nan_to_num() @ x
+
+    def mistakes(x: Tensor, connection: Tensor, relevance: Tensor, weight: float) -> dict[str, Tensor]:
+        every, logits = torch.ones_like(connection), x @ x.T / x.shape[1] ** 0.5
+        given = x, connection, relevance, weight
+        return {"a node hears those alone that A connects: the others need -inf": step(x, every, relevance, weight),
+                "-inf where A does not connect: exp(0) is 1, not 0": ((logits + weight * relevance) * connection).softmax(1) @ x,
+                "mask before the softmax, so that the weights of a row still add up to 1":
+                (logits + weight * relevance).softmax(1) * connection @ x,
+                "S is missing": step(x, connection, torch.zeros_like(relevance), weight),
+                "S counts λ times": step(x, connection, relevance, 1.0),
+                "divide the products by √d": step(*given, scale=False),
+                "the softmax runs over the columns, those that speak": step(*given, axis=0),
+                "S is added to the products, before the softmax": (logits * weight * relevance).masked_fill(~connection, -torch.inf).softmax(1) @ x}
+
+    nodes, connection = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]]), torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 1]]).bool()
+    relevance = torch.tensor([[1.0, 0.5, 3.0], [2.0, 1.0, 0.2], [0.1, 3.0, 1.0]])
+    given = nodes, connection, relevance, 2.0
+    expect(answer, given, step(*given), "three nodes, each connected to two, λ = 2", mistakes(*given))
+    for seed in range(3):
+        random, relevance = torch.randn(6, 4, generator=_seed(seed)), torch.rand(6, 6, generator=_seed(seed + 10))
+        connection = (torch.rand(6, 6, generator=_seed(seed + 20)) < 0.5) | torch.eye(6, dtype=torch.bool)
+        given = random, connection, relevance, 1.5
+        expect(answer, given, step(*given), "6 random nodes, λ = 1.5", mistakes(*given))
+    right(answer)
+
+
+def check_distance_weights(answer: Callable[[Tensor, Tensor, float, int], Tensor]) -> None:
+    """``answer(distances (N,), positives (N,) bool, cutoff, dim)``: the chances (N,) of one anchor's candidates, by
+    1 / (D^(dim-2) (1 - D²/4)^((dim-3)/2)); 0 for positives and from the cutoff on, adding up to 1."""
+    def chances(distances: Tensor, positives: Tensor, cutoff: float, dim: int, sign: int = -1) -> Tensor:
+        x = distances.double()
+        logs = sign * ((dim - 2) * x.log() + (dim - 3) / 2 * (1 - x**2 / 4).log())
+        return logs.masked_fill(positives | (x >= cutoff), -torch.inf).softmax(0)
+
+    def mistakes(distances: Tensor, positives: Tensor, cutoff: float, dim: int) -> dict[str, Tensor]:
+        wanted, allowed = chances(distances, positives, cutoff, dim), ~positives & (distances < cutoff)
+        return {"1 / q: what is rare on the sphere is drawn more often, not less": chances(distances, positives, cutoff, dim, sign=1),
+                "the match itself is no negative": chances(distances, torch.zeros_like(positives), cutoff, dim),
+                "beyond the cutoff nothing is drawn": chances(distances, positives, 3.0, dim),
+                "the chances must add up to 1": wanted / wanted.max(),
+                "the exponents are dim - 2 and (dim - 3) / 2": chances(distances, positives, cutoff, 512),
+                "every candidate below the cutoff would be as likely: weigh them by their distance": allowed / allowed.sum()}
+
+    distances, positives = torch.tensor([0.3, 0.8, 1.0, 1.2, 1.9]), torch.tensor([True, False, False, False, False])
+    expect(answer, (distances, positives, 1.7, 8), chances(distances, positives, 1.7, 8), "a match, three candidates and one beyond the cutoff, dim = 8",
+           mistakes(distances, positives, 1.7, 8))
+    close = torch.tensor([0.6, 0.9, 1.1, 1.3])
+    none = torch.zeros(4, dtype=torch.bool)
+    expect(answer, (close, none, 1.7, 512), chances(close, none, 1.7, 512), "four candidates, dim = 512, where 1 / q does not fit into a float: "
+           "work with logarithms and subtract the largest", mistakes(close, none, 1.7, 512))
+    for seed, dim in ((0, 4), (1, 16), (2, 64)):
+        random, own = 0.5 + 1.4 * torch.rand(20, generator=_seed(seed)), torch.rand(20, generator=_seed(seed + 10)) < 0.2
+        wanted = distance_weights(1 - random[None].double() ** 2 / 2, own[None], 1.7, dim=dim)[0]
+        expect(answer, (random, own, 1.7, dim), wanted, f"20 random candidates, dim = {dim}",
+               mistakes(random, own, 1.7, dim), tolerance=1e-4)
     right(answer)
 
 

@@ -135,6 +135,33 @@ def hardest_bce(scores, positive_mask, eps, positive=2, clamped=True, first=True
     return reduce(own - (1 - negatives.amax(1)).log() - (1 - negatives.amax(0)).log())
 
 
+# ---- 04 HREM -------------------------------------------------------------------------------------------------------------
+
+def closeness(embeddings, sigma, power=1, divide=True):
+    distances = (embeddings[:, None] - embeddings[None, :]).norm(dim=2) ** power
+    return torch.exp(-distances / (sigma if divide else 1))
+
+
+def match_vector(cosines, topk, over=1, best=0, squash=True, norm=True, fill=True):
+    values = torch.nn.functional.leaky_relu(cosines, 0.1) if squash else cosines
+    if norm:
+        values = values / values.norm(dim=over, keepdim=True)
+    found = values.amax(dim=best).sort(descending=True).values[:topk]
+    return torch.cat([found, torch.zeros(topk - len(found))]) if fill else found
+
+
+def graph_step(nodes, connection, relevance, weight, masked=-torch.inf, scale=True, axis=1):
+    logits = nodes @ nodes.T / (nodes.shape[1] ** 0.5 if scale else 1) + weight * relevance
+    return logits.masked_fill(~connection, masked).softmax(axis) @ nodes
+
+
+def negative_chances(distances, positives, cutoff, dim, sign=-1, stable=True, own=True):
+    logs = sign * ((dim - 2) * distances.log() + (dim - 3) / 2 * torch.log(1 - distances**2 / 4))
+    allowed = (~positives if own else True) & (distances < cutoff)
+    logs = logs.masked_fill(~allowed, -torch.inf)
+    return logs.softmax(0) if stable else logs.exp() / logs.exp().sum()
+
+
 CASES = [
     (coursework.check_caption_recall, caption_recall, [
         (lambda s, o, k: caption_recall(s, o, k, ties_against=False), "ties count against the query"),
@@ -237,6 +264,36 @@ CASES = [
         (lambda s, p, e: hardest_bce(s, torch.eye(len(s), dtype=torch.bool), e), "use positive_mask"),
         (lambda s, p, e: -2 * s.diagonal().log().mean() - (1 - s.masked_fill(p, 1).amin(1)).log().mean()
          - (1 - s.masked_fill(p, 1).amin(0)).log().mean(), "the easiest negative"),
+    ]),
+    (coursework.check_closeness, closeness, [
+        (lambda x, s: closeness(x, s, power=2), "not squared"),
+        (lambda x, s: closeness(x, s, divide=False), "divide the distance by σ"),
+        (lambda x, s: torch.exp(-torch.cdist(x, x) / s), "60 embeddings.*exactly 1"),
+        (lambda x, s: torch.exp(-((x**2).sum(1)[:, None] + (x**2).sum(1) - 2 * x @ x.T).clamp(min=0).sqrt() / s), "60 embeddings|6 random"),
+        (lambda x, s: x @ x.T, "those are dot products"),
+    ]),
+    (coursework.check_match_vector, match_vector, [
+        (lambda c, k: match_vector(c, k, over=0), "runs over the words"),
+        (lambda c, k: match_vector(c, k, best=1), "every region's best word"),
+        (lambda c, k: match_vector(c, k, norm=False), "divided by its length"),
+        (lambda c, k: match_vector(c, k, squash=False), "LeakyReLU comes first"),
+        (lambda c, k: match_vector(c, k, fill=False), "K = 5.*the missing entries are 0"),
+        (lambda c, k: match_vector(c, k).flip(0), "the largest comes first"),
+    ]),
+    (coursework.check_graph_step, graph_step, [
+        (lambda x, a, s, w: graph_step(x, a, s, w, masked=0.0), "exp\\(0\\) is 1"),
+        (lambda x, a, s, w: graph_step(x, torch.ones_like(a), s, w), "those alone that A connects"),
+        (lambda x, a, s, w: graph_step(x, a, s, 1.0), "λ times"),
+        (lambda x, a, s, w: graph_step(x, a, s, w, scale=False), "by √d"),
+        (lambda x, a, s, w: graph_step(x, a, s, w, axis=0), "runs over the columns"),
+        (lambda x, a, s, w: (x @ x.T / x.shape[1] ** 0.5 + w * s).softmax(1) * a @ x, "mask before the softmax"),
+    ]),
+    (coursework.check_distance_weights, negative_chances, [
+        (lambda d, p, c, n: negative_chances(d, p, c, n, sign=1), "drawn more often, not less"),
+        (lambda d, p, c, n: negative_chances(d, p, c, n, own=False), "the match itself"),
+        (lambda d, p, c, n: negative_chances(d, p, 3.0, n), "beyond the cutoff"),
+        (lambda d, p, c, n: negative_chances(d, p, c, n, stable=False), "NaN.*work with logarithms"),
+        (lambda d, p, c, n: negative_chances(d, p, c, 512), "the exponents are"),
     ]),
 ]
 CHECKERS = {checker.__name__: (checker, answer, wrong) for checker, answer, wrong in CASES}
