@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -139,12 +140,12 @@ def score_matrix(scores: Any, pictures: Sequence[Any] | None = None, captions: S
 
 
 def training_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "rsum",
-                   perfect: float | None = None) -> Figure:
+                   perfect: float | None = None, relative: bool = False) -> Figure:
     """The loss (left, by step) and a validation metric (right, by epoch) of one or more runs, one colour a run.
 
     ``histories`` {run: rows of a :class:`itm_lib.training.History`}. The dashed line is the loss of a collapsed model, which
-    gives every pair the same score. A ring marks the epoch whose weights are kept. ``perfect`` draws what a perfect matcher
-    would reach on val.
+    gives every pair the same score; with ``relative`` each loss is drawn as a share of it, so that losses of several kinds
+    have one axis. A ring marks the epoch whose weights are kept. ``perfect`` draws what a perfect matcher would reach on val.
     """
     figure = Figure(figsize=(9.2, 3.3), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -152,17 +153,21 @@ def training_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric:
     for number, (name, rows) in enumerate(histories.items()):
         steps, epochs = _rows(rows, "steps", "loss"), _rows(rows, "epoch", metric)
         look = {"color": COLOURS[number % len(COLOURS)], "label": name}
+        levels = {row["step"]: row["collapsed_loss"] for row in steps if "collapsed_loss" in row}
+        if relative:
+            steps = [{**row, "loss": row["loss"] / levels[row["step"]]} for row in steps if row["step"] in levels]
+            levels = dict.fromkeys(levels, 1.0)
         left.plot([row["step"] for row in steps], [row["loss"] for row in steps], **look)
         right.plot([row["epoch"] for row in epochs], [row[metric] for row in epochs], "o-", markersize=3.5, **look)
         for row in [row for row in epochs if row.get("best")][-1:]:
             right.plot(row["epoch"], row[metric], "o", markersize=10, fillstyle="none", color=look["color"])
-        collapsed.update({row["step"]: row["collapsed_loss"] for row in steps if "collapsed_loss" in row})
+        collapsed.update(levels)
     if collapsed:
         left.plot(sorted(collapsed), [collapsed[step] for step in sorted(collapsed)], "--", color=BLACK, linewidth=1.2,
                   label="collapsed model")
     if perfect is not None:
         right.axhline(perfect, color=BLACK, linestyle="--", linewidth=1.2, label="perfect matcher")
-    left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    left.set(xlabel="step", ylabel="training loss / that of a collapsed model" if relative else "training loss", ylim=(0, None))
     right.set(xlabel="epoch", ylabel=f"{metric} on val")
     right.xaxis.get_major_locator().set_params(integer=True)
     for ax in (left, right):
@@ -179,14 +184,14 @@ class LiveCurve:
     >>> run_recipe(recipe, folder, on_epoch=LiveCurve().follow_stages)                        # doctest: +SKIP
     """
 
-    def __init__(self, metric: str = "rsum", perfect: float | None = None):
-        self.metric, self.perfect = metric, perfect
+    def __init__(self, metric: str = "rsum", perfect: float | None = None, relative: bool = False):
+        self.metric, self.perfect, self.relative = metric, perfect, relative
         self.histories: dict[str, Sequence[Mapping[str, Any]]] = {}
         self._shown: Any = None
 
     def follow(self, name: str) -> Callable[[Sequence[Mapping[str, Any]]], None]:
         """What a Trainer takes as ``on_epoch``: draws the run as ``name``."""
-        return lambda history: self._draw(name, history, training_curve)
+        return lambda history: self._draw(name, history, partial(training_curve, relative=self.relative))
 
     def follow_stages(self, history: Sequence[Mapping[str, Any]]) -> None:
         """An ``on_epoch`` for a recipe with stages: draws them one after the other, see :func:`staged_curve`."""

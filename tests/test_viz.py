@@ -113,6 +113,14 @@ def test_training_curve_draws_loss_collapse_metric_and_the_epoch_kept():
     assert (left.get_xlabel(), right.get_xlabel(), right.get_ylabel()) == ("step", "epoch", "rsum on val")
 
 
+def test_relative_training_curve_draws_each_loss_as_a_share_of_the_collapsed_one():
+    left, _ = drawn(viz.training_curve({"one": HISTORY, "four terms": [{**HISTORY[0], "loss": 0.8, "collapsed_loss": 1.6}]}, relative=True))
+    one, four, collapsed = left.lines
+    assert np.allclose(one.get_ydata(), [1.0, 0.75]) and list(four.get_ydata()) == [0.5]
+    assert list(collapsed.get_xdata()) == [10, 20] and set(collapsed.get_ydata()) == {1.0}
+    assert left.get_ylabel() == "training loss / that of a collapsed model"
+
+
 def test_training_curve_of_a_model_without_a_collapsed_loss():
     rows = [{"kind": "steps", "epoch": 0, "step": 10, "loss": 0.4}, {"kind": "epoch", "epoch": 1, "step": 10, "loss": 0.4}]
     left, right = drawn(viz.training_curve({"one": rows}))
