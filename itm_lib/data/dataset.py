@@ -4,7 +4,7 @@ A dataset folder holds::
 
     captions.jsonl        {caption_id, image_id, text, split} a line
     splits.json           {"train": [image_id, ...], "val": [...], "test": [...]}
-    vocabulary.json       words of the training captions
+    vocabulary.json       words of the training captions; models with a pretrained text encoder bring their own
     regions/<split>.h5    a RegionStore a split
 
 ``open_split`` opens train and val. The test split opens through ``itm_lib.evaluation.open_split`` alone, so that
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itm_lib.data.captions import Vocabulary
+from itm_lib.data.captions import Vocabulary, WordPieces, load_vocabulary
 from itm_lib.data.regions import RegionStore
 from itm_lib.files import InputError, read_json, read_jsonl
 
@@ -70,7 +70,7 @@ class ImageCaptionDataset:
         regions: RegionStore,
         texts: Sequence[str],
         caption_to_image: Sequence[int],
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | WordPieces,
         split: str,
         caption_ids: Sequence[str] | None = None,
         truth: Tensor | None = None,
@@ -224,7 +224,8 @@ def collate(dataset: ImageCaptionDataset, captions: Sequence[int], layout: str) 
     return dataset.batch(captions, images)
 
 
-def load_split(folder: str | Path, split: str, in_memory: bool = True) -> ImageCaptionDataset:
+def load_split(folder: str | Path, split: str, in_memory: bool = True,
+               vocabulary: Vocabulary | WordPieces | None = None) -> ImageCaptionDataset:
     """Read one split of a dataset folder. Callers use ``open_split``: of this module, or of itm_lib.evaluation."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -242,7 +243,8 @@ def load_split(folder: str | Path, split: str, in_memory: bool = True) -> ImageC
             raise InputError(f"{folder / 'captions.jsonl'} line {number} lacks {', '.join(lacking)}")
         if row["split"] == split:
             rows.append(row)
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    if vocabulary is None:
+        vocabulary = load_vocabulary(folder / "vocabulary.json")
     truth = None
     if (folder / "truth" / f"{split}.json").is_file():
         by_caption = read_json(folder / "truth" / f"{split}.json")
@@ -257,11 +259,12 @@ def load_split(folder: str | Path, split: str, in_memory: bool = True) -> ImageC
     )
 
 
-def open_split(folder: str | Path, split: str, in_memory: bool = True) -> ImageCaptionDataset:
-    """The ``"train"`` or ``"val"`` split of a dataset folder.
+def open_split(folder: str | Path, split: str, in_memory: bool = True,
+               vocabulary: Vocabulary | WordPieces | None = None) -> ImageCaptionDataset:
+    """The ``"train"`` or ``"val"`` split of a dataset folder, its captions in tokens of ``vocabulary`` (default: the folder's words).
 
     ``"test"`` is refused here: it opens in itm_lib.evaluation alone, once, after every choice is made.
     """
     if split == "test":
         raise InputError("the test split is for the final evaluation: open it with itm_lib.evaluation.open_split")
-    return load_split(folder, split, in_memory)
+    return load_split(folder, split, in_memory, vocabulary)

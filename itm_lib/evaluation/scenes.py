@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itm_lib.data.captions import Tokenizer
 from itm_lib.data.dataset import ImageCaptionDataset
 from itm_lib.data.regions import RegionStore
 from itm_lib.data.scene_pictures import Scene
@@ -97,7 +96,7 @@ def pointing_accuracy(model: MatchingModel, folder: str | Path, split: str = "te
                       device: torch.device | str | None = None) -> dict[str, float]:
     """How often a noun's most attended region is the object it names, in percent, and what chance gives.
 
-    For every mention of a caption, on the caption's own picture: the attention of the noun's last word over the
+    For every mention of a caption, on the caption's own picture: the attention of the noun's last token over the
     regions, from ``model.explain``. A region counts if its box and one of the mentioned objects' boxes have an
     intersection over union of at least 0.5; where several regions share the highest attention all must count. The
     chance is the mean share of regions that count. Keys: pointing, pointing_chance; nothing if the model has
@@ -132,21 +131,21 @@ def pointing_accuracy(model: MatchingModel, folder: str | Path, split: str = "te
 
 
 def _mentions(rows: Sequence[dict], dataset: ImageCaptionDataset) -> dict[int, list[tuple[int, list]]]:
-    """{caption column: [(token, object indices), ...]}: the token of each mention's last word; <start> is token 0."""
+    """{caption column: [(token, object indices), ...]}: the last token of each mention, a word or a piece of one."""
     column_of = {caption_id: column for column, caption_id in enumerate(dataset.caption_ids)}
     found: dict[int, list[tuple[int, list]]] = {}
     for row in rows:
         if row["split"] != dataset.split:
             continue
         column = column_of[row["caption_id"]]
-        words = Tokenizer().spans(dataset.texts[column])
+        tokens = dataset.vocabulary.spans(dataset.texts[column])
         for mention in row.get("mentions") or []:
-            inside = [number for number, (_, start, end) in enumerate(words)
-                      if start < mention["end"] and end > mention["start"]]
+            inside = [number for number, (start, end) in enumerate(tokens)
+                      if start < end and start < mention["end"] and end > mention["start"]]
             if not inside:
                 raise InputError(f"caption {row['caption_id']}: no word at characters {mention['start']}-{mention['end']}; "
                                  "build the dataset again")
-            found.setdefault(column, []).append((inside[-1] + 1, mention["objects"]))
+            found.setdefault(column, []).append((inside[-1], mention["objects"]))
     return found
 
 

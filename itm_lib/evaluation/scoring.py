@@ -14,28 +14,31 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.data.dataset import ImageCaptionDataset, load_split, pad_tokens
 from itm_lib.files import InputError
-from itm_lib.models.base import Encoding, MatchingModel
+from itm_lib.models.base import Encoding, MatchingModel, check_token_kind, vocabulary_for
 
 _PAIR_BLOCK = 16  # pairs of one image and one caption scored together: the block's diagonal is kept, the rest is waste
 
 
-def open_split(folder: str | Path, split: str, in_memory: bool = True) -> ImageCaptionDataset:
+def open_split(folder: str | Path, split: str, in_memory: bool = True,
+               vocabulary: Vocabulary | WordPieces | None = None) -> ImageCaptionDataset:
     """Any split of a dataset folder, ``"test"`` included. Use test once, after every choice is made on val."""
-    return load_split(folder, split, in_memory)
+    return load_split(folder, split, in_memory, vocabulary)
 
 
 def open_for(model: MatchingModel, folder: str | Path, split: str) -> ImageCaptionDataset:
-    """A split as ``model`` reads it: its captions in the words that the model was trained with, if it carries them.
+    """A split as ``model`` reads it: its captions in the words that the model was trained with, if it carries them, or in the
+    word pieces of its text encoder.
 
     Raises :class:`InputError` if the model takes regions of another size, or another number of words.
     """
-    dataset = open_split(folder, split)
     config, vocabulary = getattr(model, "config", None), getattr(model, "vocabulary", None)
-    if vocabulary is not None and vocabulary != dataset.vocabulary:
-        dataset = ImageCaptionDataset(dataset.regions, dataset.texts, dataset.caption_to_image, vocabulary, split,
-                                      dataset.caption_ids, dataset.truth, dataset.name)
+    if vocabulary is None and config is not None:
+        vocabulary = vocabulary_for(config)
+    dataset = open_split(folder, split, vocabulary=vocabulary)
+    check_token_kind(model, dataset.vocabulary)
     for setting, what, found in (("region_dim", "regions of {} numbers", dataset.regions.dim),
                                  ("vocab_size", "a vocabulary of {} words", len(dataset.vocabulary))):
         wanted = getattr(config, setting, found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from itm_lib.data.captions import Vocabulary
+from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.files import InputError, nearest
 from itm_lib.models.base import Encoding, MatchingModel, ModelConfig
 from itm_lib.models.camp import CAMP, CampConfig
@@ -44,7 +44,7 @@ def build_model(name: str, config: dict[str, Any] | None = None, region_dim: int
     return model_class(checked_config(config_class, values, f"model {name}"))
 
 
-def load_model(folder: str | Path) -> tuple[MatchingModel, Vocabulary | None]:
+def load_model(folder: str | Path) -> tuple[MatchingModel, Vocabulary | WordPieces | None]:
     """The model saved in ``folder`` (or at ``hf://owner/name``), in evaluation mode, and its vocabulary."""
     folder = resolve_folder(folder)
     method, values = read_config(folder)

@@ -14,7 +14,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
+from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.data.dataset import Batch
+from itm_lib.files import InputError
 from itm_lib.models.saving import FolderModel
 
 
@@ -87,12 +89,44 @@ class ModelConfig(BaseModel):
 
     compat: Literal["default", "official"] = "default"
 
+    @property
+    def token_kind(self) -> str:
+        """What the captions are cut into: "words", or the "pieces" of a pretrained text encoder."""
+        return "words"
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The folder or the name on the Hub that the word pieces come from; None for words, and where it is not known."""
+        return None
+
     @model_validator(mode="before")
     @classmethod
     def _fill_compat(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("compat") == "official":
             return {**cls.official, **values}
         return values
+
+
+def vocabulary_for(config: ModelConfig) -> WordPieces | None:
+    """The word pieces that a model of ``config`` reads; None if it reads words, which come from the training captions."""
+    if config.token_kind == "words":
+        return None
+    if config.tokenizer is None:
+        raise InputError("this model reads the word pieces of a BERT, and nothing says of which: set bert, or give the model its "
+                         "vocabulary, model.vocabulary = WordPieces.from_pretrained(...)")
+    return WordPieces.from_pretrained(config.tokenizer)
+
+
+def check_token_kind(model: MatchingModel, vocabulary: Vocabulary | WordPieces) -> None:
+    """Raise :class:`InputError` if ``model`` reads the other kind of tokens than ``vocabulary`` makes."""
+    wanted = getattr(getattr(model, "config", None), "token_kind", vocabulary.kind)
+    if wanted == vocabulary.kind:
+        return
+    if wanted == "words":
+        raise InputError("the captions are in word pieces and the model reads words: open the splits without vocabulary=")
+    source = model.config.tokenizer or "..."
+    raise InputError(f"the captions are in words and the model reads the word pieces of its BERT: open the splits with "
+                     f"vocabulary=WordPieces.from_pretrained({source!r})")
 
 
 class MatchingModel(nn.Module, FolderModel):

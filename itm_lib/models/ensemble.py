@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from itm_lib.data.captions import Vocabulary
+from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.files import InputError, write_json
 from itm_lib.models.base import Encoding, MatchingModel
 from itm_lib.models.layers import score_dtype
@@ -54,7 +54,7 @@ class Ensemble(MatchingModel):
         sides = zip(self.models, images.members, captions.members)
         return max(model.pair_bytes(*pair) for model, *pair in sides) + 8 * len(self.models)
 
-    def save_pretrained(self, folder: str | Path, vocabulary: Vocabulary | None = None,
+    def save_pretrained(self, folder: str | Path, vocabulary: Vocabulary | WordPieces | None = None,
                         metadata: dict[str, Any] | None = None, **hub_options: Any) -> None:
         """One folder a member, numbered from 0, and config.json with their number. ``push_to_hub`` gives the options."""
         folder = Path(folder)

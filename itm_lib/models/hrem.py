@@ -51,16 +51,19 @@ the dimension that the embeddings really fill, that is nearly the hardest negati
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from itm_lib.data.captions import WordPieces, pretrained_folder
 from itm_lib.data.dataset import Batch
 from itm_lib.files import InputError
 from itm_lib.losses import collapsed_triplet, draw_negatives, hinge_loss, matched_pairs, positive_mask, sampled_triplet_loss
@@ -77,8 +80,8 @@ TINY = 1e-12        # lengths are clamped here
 class HremConfig(HingeConfig):
     """Settings of HREM. The defaults are the released model's on Flickr30K; on COCO relation_weight=1.5, distance_cutoff=1.9.
 
-    ``text_encoder="bert"`` takes ``bert``, a folder or a name on the Hugging Face Hub; captions' tokens must then be BERT's own.
-    ``bert_config``: that model's architecture, filled in when it is made, so that a saved model needs no ``bert``.
+    ``text_encoder="bert"`` takes ``bert``, a folder or a name on the Hugging Face Hub; captions are then cut into BERT's own word
+    pieces. ``bert_config``: that model's architecture, filled in when it is made, so that a saved model needs no ``bert``.
     ``relation_warmup``: training steps without the instance level. ``warmup_epochs`` is of the hinge loss.
     """
 
@@ -130,6 +133,14 @@ class HremConfig(HingeConfig):
         if self.text_encoder == "bert" and self.bert is None and self.bert_config is None:
             raise ValueError("text_encoder 'bert' needs bert, a folder or a name like bert-base-uncased")
         return self
+
+    @property
+    def token_kind(self) -> str:
+        return "pieces" if self.text_encoder == "bert" else "words"
+
+    @property
+    def tokenizer(self) -> str | None:
+        return self.bert if self.text_encoder == "bert" else None
 
     @property
     def learns_relevance(self) -> bool:
@@ -242,11 +253,12 @@ class BertWords(nn.Module):
             self.bert, mask_id = read_bert(config.bert), config.mask_id
             check_vocabulary(config.vocab_size, self.bert.config.vocab_size)
             if config.word_dropping:
-                found, parts = read_word_pieces(config.bert, config.vocab_size)
-                continues[parts] = True
-                mask_id = found if mask_id is None else mask_id
-                if mask_id is None:
+                pieces = WordPieces.from_pretrained(config.bert)
+                check_vocabulary(config.vocab_size, len(pieces))
+                continues[pieces.continues] = True
+                if mask_id is None and pieces.mask is None:
                     raise InputError(f"the tokenizer of bert {config.bert!r} has no mask: set mask_id, or word_dropping to 0")
+                mask_id = pieces.id(pieces.mask) if mask_id is None else mask_id
             architecture = json.loads(self.bert.config.to_json_string(use_diff=True))
             config = config.model_copy(update={"bert_config": architecture, "mask_id": mask_id})
         else:
@@ -274,30 +286,39 @@ def read_bert(name: str) -> nn.Module:
     """The BERT in the folder ``name``, or of that name on the Hub, in float32."""
     from transformers import AutoModel
 
+    folder, problem = pretrained_folder(name), None
     try:
-        return AutoModel.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:120]
-        raise InputError(f"bert {name!r} cannot be read ({why}): give a folder that holds one, or its name on the Hub") from None
+        with quiet_transformers():
+            bert, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        problem = " ".join(str(error).split())[:120]
+    else:
+        lacking = [key for key in sorted(report["missing_keys"]) if not key.startswith("pooler.")]
+        if lacking:
+            problem = f"its weights lack {lacking[0]}"
+    if problem:
+        raise InputError(f"bert {name!r} cannot be read ({problem}): give a folder that holds one, or its name on the Hub")
+    return bert
 
 
-def read_word_pieces(name: str, vocab_size: int) -> tuple[int | None, list[int]]:
-    """The id of the mask, if there is one, and the ids of the pieces that go on with a word, of the tokenizer beside a BERT."""
-    from transformers import AutoTokenizer
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without its bar and its report on weights, in which nothing is wrong that is not told here."""
+    from transformers.utils import logging
 
-    hint = "put its vocab.txt there, or set word_dropping to 0"
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"bert {name!r} has no tokenizer ({' '.join(str(error).split())[:120]}): {hint}") from None
-    pieces = tokenizer.get_vocab()
-    if len(pieces) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where there are no files
-        raise InputError(f"bert {name!r} has no tokenizer: {hint}")
-    return tokenizer.mask_token_id, [place for piece, place in pieces.items() if piece.startswith("##") and place < vocab_size]
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def check_vocabulary(ours: int, theirs: int) -> None:
-    if ours != theirs:
+    if ours > theirs:
         raise InputError(f"the captions have a vocabulary of {ours} and this BERT one of {theirs}: "
                          "give captions in BERT's own tokens")
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 
-from itm_lib.data.captions import Vocabulary
+from itm_lib.data.captions import Vocabulary, WordPieces, load_vocabulary
 from itm_lib.files import InputError, nearest, read_json, write_json
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary.js
 CARD = """---
 {{ card_data }}
 ---
-An image-text matching model of itm_lib. `config.json` names the method and its settings, `vocabulary.json` the words.
+An image-text matching model of itm_lib. `config.json` names the method and its settings, `vocabulary.json` its words or word pieces.
 """
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -70,10 +70,10 @@ def resolve_folder(folder: str | Path) -> Path:
 class FolderModel(ModelHubMixin, library_name="itm_lib", tags=["image-text-matching"], model_card_template=CARD):
     """What a model needs to be saved and read. ``vocabulary`` is the one it was saved or read with, if any."""
 
-    vocabulary: Vocabulary | None = None
+    vocabulary: Vocabulary | WordPieces | None = None
     metadata: dict[str, Any] | None = None
 
-    def save_pretrained(self, folder: str | Path, vocabulary: Vocabulary | None = None,
+    def save_pretrained(self, folder: str | Path, vocabulary: Vocabulary | WordPieces | None = None,
                         metadata: dict[str, Any] | None = None, **hub_options: Any) -> str | None:
         """Write the model into ``folder``; each file is replaced whole. ``metadata``: JSON values to keep in config.json."""
         self.vocabulary = vocabulary if vocabulary is not None else self.vocabulary
@@ -111,7 +111,7 @@ class FolderModel(ModelHubMixin, library_name="itm_lib", tags=["image-text-match
         model = cls(checked_config(cls.config_class, values, str(folder / CONFIG)))
         read_weights(model, folder / WEIGHTS)
         if (folder / VOCABULARY).is_file():
-            model.vocabulary = Vocabulary.load(folder / VOCABULARY)
+            model.vocabulary = load_vocabulary(folder / VOCABULARY)
         model.metadata = read_json(folder / CONFIG).get("metadata")
         return model.eval()
 

@@ -38,6 +38,7 @@ from itm_lib.data.dataset import ImageCaptionDataset, open_split
 from itm_lib.evaluation import evaluate
 from itm_lib.files import InputError, nearest, write_text
 from itm_lib.models import MatchingModel, build_model, model_classes
+from itm_lib.models.base import ModelConfig, vocabulary_for
 from itm_lib.training.config import TrainConfig, problem_line
 from itm_lib.training.state import History, seed_everything, sole_use
 from itm_lib.training.trainer import BEST, LAST, Trainer
@@ -90,10 +91,14 @@ class Stage(BaseModel):
     model: dict[str, Any]
     train: TrainConfig
 
+    @property
+    def config(self) -> ModelConfig:
+        """The model's settings, with stand-ins for what the data decides."""
+        return model_classes(self.model["method"])[1](**_settings(self.model), **FROM_DATA)
+
     def resolved(self) -> dict[str, Any]:
         """Every setting with its default filled in, as JSON values; the data's sizes left out of the model's."""
-        config = model_classes(self.model["method"])[1](**_settings(self.model), **FROM_DATA)
-        model = {"method": self.model["method"], **config.model_dump(mode="json", exclude=set(FROM_DATA))}
+        model = {"method": self.model["method"], **self.config.model_dump(mode="json", exclude=set(FROM_DATA))}
         return {"name": self.name, "model": model, "train": self.train.model_dump(mode="json")}
 
     def build(self, region_dim: int, vocabulary_size: int) -> MatchingModel:
@@ -186,8 +191,9 @@ def run_recipe(recipe: Recipe, out_dir: str | Path, resume: bool = False, progre
     :func:`itm_lib.evaluation.evaluate` does that, once, after every choice.
     """
     out_dir = Path(out_dir)
+    vocabulary = vocabulary_for(recipe.plan[-1].config)
     folder = data if data is not None else recipe.data.prepare(progress)
-    train, val = open_split(folder, "train"), open_split(folder, "val")
+    train, val = (open_split(folder, split, vocabulary=vocabulary) for split in ("train", "val"))
     metadata: dict[str, Any] = {"recipe": recipe.resolved()}
     with sole_use(out_dir, ".stages.lock") if recipe.stages else contextlib.nullcontext():
         trainers = _trainers(recipe, train, val, out_dir, progress, on_epoch)
@@ -366,6 +372,8 @@ def _checked_stages(content: Any, model: dict[str, Any], train: dict[str, Any], 
                              "all stages train one method")
         stages.append(Stage(name=name, model=_checked_model({**model, **own["model"]}, place),
                             train=_checked_train({**train, **own["train"]}, place)))
+        if (stages[0].config.token_kind, stages[0].config.tokenizer) != (stages[-1].config.token_kind, stages[-1].config.tokenizer):
+            raise InputError(f"{place}: it reads other tokens than stage {stages[0].name!r}: all stages share one text encoder")
     return tuple(stages)
 
 

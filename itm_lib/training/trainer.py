@@ -7,7 +7,6 @@ from). accelerate chooses the device and does mixed precision; the loop, the che
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import sys
 import time
@@ -28,7 +27,7 @@ from itm_lib.data.dataset import Batch, BatchSampler, ImageCaptionDataset, colla
 from itm_lib.evaluation.ranking import RetrievalMetrics, map_at_r
 from itm_lib.evaluation.scoring import encode_dataset, evaluating, similarity_matrix
 from itm_lib.files import InputError, nearest, replace_atomically
-from itm_lib.models.base import MatchingModel
+from itm_lib.models.base import MatchingModel, check_token_kind
 from itm_lib.training.config import PRACTICAL, TrainConfig, frozen, frozen_parameters, learning_rate, make_optimizer
 from itm_lib.training.neighbours import check_embeddings, cluster_images, number_of_clusters
 from itm_lib.training.state import (
@@ -143,9 +142,8 @@ class Trainer:
 
     def _run(self) -> dict[str, Any]:
         """What a checkpoint must agree in to be of this run."""
-        words = hashlib.sha256("\n".join(self.train.vocabulary.words).encode()).hexdigest()[:12]
         data = {"train_images": self.train.num_images, "train_captions": self.train.num_captions,
-                "val_images": self.val.num_images, "val_captions": self.val.num_captions, "vocabulary": words}
+                "val_images": self.val.num_images, "val_captions": self.val.num_captions, "vocabulary": self.train.vocabulary.fingerprint}
         staged = {name: value for name, value in (("stage", self.stage), ("start", self.start)) if value}
         return {"method": self.model.name, "model": self.model.config.model_dump(mode="json"), "data": data,
                 "train": self.config.model_dump(mode="json", exclude=set(PRACTICAL)), **staged}
@@ -350,6 +348,7 @@ def check_splits(model: MatchingModel, train: ImageCaptionDataset, val: ImageCap
         raise InputError(f"train and val share {len(shared)} pictures, {min(shared)} among them: make the splits again")
     if train.vocabulary != val.vocabulary:
         raise InputError("train and val have different vocabularies: open both from one dataset folder")
+    check_token_kind(model, train.vocabulary)
     words = getattr(model.config, "vocab_size", None)
     if words is not None and words != len(train.vocabulary):
         raise InputError(f"the model knows {words} words and the data has {len(train.vocabulary)}: build it for this data")

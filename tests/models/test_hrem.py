@@ -515,12 +515,12 @@ def test_what_does_not_fit_a_bert_is_one_line(bert_folder, tmp_path):
             make(text_encoder="bert", **setting)
         return line_of(error)
     assert "the captions have a vocabulary of 31 and this BERT one of 30" in failing(bert=str(bert_folder), vocab_size=31)
-    assert "cannot be read" in failing(bert=str(tmp_path / "nowhere")) and "nowhere" in failing(bert=str(tmp_path / "nowhere"))
+    assert "nowhere' is no folder here: give a folder that holds one" in failing(bert=str(tmp_path / "nowhere"))
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((bert_folder / name).read_bytes())
-    assert "word_dropping to 0" in failing(bert=str(bare), word_dropping=0.2)
+    assert "has no tokenizer: put its tokenizer.json or vocab.txt there" in failing(bert=str(bare), word_dropping=0.2)
     assert make(text_encoder="bert", bert=str(bert_folder), word_dropping=0.2, mask_id=1).config.mask_id == 1
     model = make(text_encoder="bert", bert=str(bare))
     with pytest.raises(InputError, match="13 tokens and this BERT reads 12 at most"):
