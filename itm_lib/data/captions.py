@@ -184,7 +184,7 @@ class WordPieces:
         words_of(text)
         ids = self._cut.encode(text).ids
         if self.max_tokens is not None and len(ids) > self.max_tokens:
-            raise InputError(f"the caption {text:.40}... has {len(ids)} tokens and this BERT reads {self.max_tokens} at most: "
+            raise InputError(f"the caption {text[:40]!r}... has {len(ids)} tokens and this BERT reads {self.max_tokens} at most: "
                              "shorten it")
         return ids
 

@@ -118,7 +118,9 @@ def vocabulary_for(config: ModelConfig) -> WordPieces | None:
 
 
 def check_token_kind(model: MatchingModel, vocabulary: Vocabulary | WordPieces) -> None:
-    """Raise :class:`InputError` if ``model`` reads the other kind of tokens than ``vocabulary`` makes."""
+    """Raise :class:`InputError` if ``model``, or a member of the ensemble, reads other tokens than ``vocabulary`` makes."""
+    for member in getattr(model, "models", ()):
+        check_token_kind(member, vocabulary)
     wanted = getattr(getattr(model, "config", None), "token_kind", vocabulary.kind)
     if wanted == vocabulary.kind:
         return

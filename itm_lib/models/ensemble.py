@@ -29,7 +29,8 @@ class Ensemble(MatchingModel):
             raise InputError("an ensemble needs at least one model")
         words = [model.vocabulary for model in models if model.vocabulary is not None]
         if any(vocabulary != words[0] for vocabulary in words):
-            raise InputError("the models of an ensemble have different vocabularies: train them on the same dataset")
+            raise InputError("the models of an ensemble have different vocabularies: train them on the same dataset, and "
+                             "with text encoders that read the same tokens")
         if len({model.image_input for model in models}) > 1:
             raise InputError("some models of this ensemble take pixels and some take regions: they cannot share a batch")
         self.models = nn.ModuleList(models)

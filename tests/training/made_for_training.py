@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from itm_lib.data import Vocabulary
+from itm_lib.data import Tokenizer, Vocabulary
 from itm_lib.data.regions import RegionWriter
 from itm_lib.files import write_json, write_jsonl
 
@@ -34,4 +35,24 @@ def write_dataset(folder: Path, sizes: dict[str, int], seed: int = 0) -> Path:
     write_jsonl(folder / "captions.jsonl", captions)
     write_json(folder / "splits.json", splits)
     Vocabulary.build(row["text"] for row in captions if row["split"] == "train").save(folder / "vocabulary.json")
+    return folder
+
+
+def write_bert(folder: Path, texts: list[str], special: tuple[str, ...] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+               spare: int = 0) -> Path:
+    """A random BERT of two layers, and its tokenizer: of a word in ``texts`` three letters, and the rest as a piece of its own.
+
+    ``spare``: rows of its table of embeddings that belong to no piece.
+    """
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = sorted({word for text in texts for word in Tokenizer()(text)})
+    pieces = dict.fromkeys([*(word[:3] for word in words), *(f"##{word[3:]}" for word in words if word[3:]), "."])
+    vocabulary = [*special, *pieces]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(vocabulary) + spare, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+                         max_position_embeddings=24, initializer_range=0.2)).save_pretrained(folder)
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
