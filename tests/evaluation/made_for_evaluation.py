@@ -1,9 +1,10 @@
 """A tiny model and a tiny dataset folder: what the evaluator needs of either, and no more."""
 
 import numpy as np
+import tokenizers
 import torch
 
-from itm_lib.data.captions import Vocabulary
+from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.data.regions import RegionWriter
 from itm_lib.files import write_json, write_jsonl
 from itm_lib.models.base import Encoding, MatchingModel
@@ -54,6 +55,15 @@ class ConstantModel(WordRegionModel):
 
     def _products(self, images, captions):
         return 0 * super()._products(images, captions).clamp(-1, 1)
+
+
+def word_pieces(*pieces):
+    """A WordPiece vocabulary of ``pieces``."""
+    ids = {piece: place for place, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *pieces])}
+    cut = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
+    cut.normalizer, cut.pre_tokenizer = tokenizers.normalizers.BertNormalizer(), tokenizers.pre_tokenizers.BertPreTokenizer()
+    cut.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return WordPieces(cut.to_str(), "[UNK]", "[PAD]")
 
 
 def write_regions(path, image_ids, features, boxes=None):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from made_for_evaluation import DIM, WORDS, ConstantModel, WordRegionModel, make_folder, write_regions
+from made_for_evaluation import DIM, WORDS, ConstantModel, WordRegionModel, make_folder, word_pieces, write_regions
 
 from itm_lib.data.captions import Vocabulary
 from itm_lib.data.dataset import pad_tokens
@@ -171,6 +171,32 @@ def test_pointing_by_hand(tmp_path, target, expected):
     got = pointing_accuracy(Pointer(Vocabulary.load(folder / "vocabulary.json"), target), folder)
     assert got["pointing"] == pytest.approx(expected)
     assert got["pointing_chance"] == pytest.approx(100 * (1 / 3 + 1 / 3 + 3 / 4) / 3)  # IoU of whole and left is 0.4
+
+
+@pytest.mark.parametrize(("target", "expected"), [
+    ({"##t": [1], "##g": [0], "##s": [3]}, 100.0),
+    ({"c": [1], "h": [0], "d": [0, 3], ",": [1], "!": [0]}, 0.0),   # the last piece of the noun counts, not the first
+])
+def test_pointing_with_word_pieces(tmp_path, target, expected):
+    folder = scene_folder(tmp_path / "scenes")
+    pieces = word_pieces("a", "c", "##a", "##t", "h", "##o", "d", "##g", "##s", ",", "!")
+    model = Pointer(pieces, target)
+    model.vocabulary = pieces
+    assert pieces.decode(pieces.encode("a hot dogs")) == ["[CLS]", "a", "h", "##o", "##t", "d", "##o", "##g", "##s", "[SEP]"]
+    assert pointing_accuracy(model, folder)["pointing"] == pytest.approx(expected)
+
+
+def test_foils_are_read_in_the_models_word_pieces(folder):
+    """One piece a word, under other ids: the same answers as with words."""
+    rows, words = add_foils(folder), Vocabulary.build(WORDS)
+    pieces = word_pieces(*WORDS)
+    ours, theirs = WordRegionModel(SIZE, seed=1), WordRegionModel(len(pieces), seed=1)
+    ours.vocabulary, theirs.vocabulary = words, pieces
+    with torch.no_grad():
+        for mine, other in [*((word, word) for word in WORDS), ("<start>", "[CLS]"), ("<end>", "[SEP]")]:
+            theirs.words[pieces.id(other)] = ours.words[words.id(mine)]
+    assert len(rows) == 60 and foil_accuracy(theirs, folder) == foil_accuracy(ours, folder)
+    assert evaluate(theirs, folder) == evaluate(ours, folder)
 
 
 def test_a_model_without_attention_and_captions_without_mentions_give_nothing(tmp_path, monkeypatch):
