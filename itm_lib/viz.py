@@ -620,45 +620,40 @@ def attention_blocks(steps: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def relation_maps(panels: Mapping[str, Any], images: Sequence[Any], captions: Sequence[str], numbers: bool = False,
-                  label: str = "relevance S", cell: float = 0.33, wide: int = 34, limits: tuple[float, float] | None = None) -> Figure:
-    """Heat maps of the relations of a batch, (N, N) a panel, images before captions; NaN, which is white, where none is connected.
+def relation_map(relations: Any, images: Sequence[Any], captions: Sequence[str], title: str = "", numbers: bool = False,
+                 label: str = "relevance S", cell: float = 0.42, wide: int = 44, limits: tuple[float, float] | None = None) -> Figure:
+    """Heat map of the relations of a batch (N, N), images before captions; NaN, which is white, where nothing is connected.
 
-    Row i hears column j. ``images``: pictures, or names, of the first I nodes; ``captions`` (C,): texts, cut to ``wide`` characters.
-    Beside the first panel the captions are written out, elsewhere they have the letter that is in front of them there. All panels
-    share one scale, from ``limits`` or from the values; ``cell`` is inches a cell; black lines are the borders of the four blocks.
+    Row i hears column j. ``images``: pictures, or names, of the first I nodes; ``captions`` (C,): texts, cut to ``wide`` characters
+    beside the rows, by their letter below the columns. ``limits`` of the colours: those of the values by default. ``cell`` is inches
+    a cell; black lines are the borders of the four blocks.
     """
-    import matplotlib
-
-    count, total = len(images), len(images) + len(captions)
-    values = [np.asarray(each, dtype=float) for each in panels.values()]
-    for title, each in zip(panels, values):
-        if each.shape != (total, total):
-            raise InputError(f"{title}: relations of {count} images and {len(captions)} captions have shape {each.shape}")
-    low, high = limits or (min(map(np.nanmin, values)), max(map(np.nanmax, values)))
+    values, count, total = np.asarray(relations, dtype=float), len(images), len(images) + len(captions)
+    if values.shape != (total, total):
+        raise InputError(f"relations of {count} images and {len(captions)} captions have shape {values.shape}")
     texts = [f"{letter}  {textwrap.shorten(text, wide, placeholder=' …')}" for letter, text in zip(LETTERS, captions)]
     beside = 0.062 * max(map(len, [*texts, *(each for each in images if isinstance(each, str))]))
-    figure = Figure(figsize=(len(panels) * (cell * (total + 2)) + beside + 1.0, cell * (total + 2) + 0.9), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), matplotlib.colormaps["viridis"])
-    for number, (ax, title, each) in enumerate(zip(axes, panels, values)):
-        ax.imshow(np.ma.masked_invalid(each), norm=scale.norm, cmap=scale.cmap, interpolation="nearest")
-        if numbers:
-            _relation_numbers(ax, each, scale)
-        for border in (-0.5, count - 0.5, total - 0.5):
-            ax.axhline(border, color=BLACK, linewidth=1.6)
-            ax.axvline(border, color=BLACK, linewidth=1.6)
-        _node_axes(ax, images, texts if not number else LETTERS[: len(captions)])
-        ax.set(title=title, xlabel="column: who speaks", xlim=(-0.5, total - 0.5), ylim=(total - 0.5, -0.5))
-    axes[0].set_ylabel("row: who hears")
-    figure.colorbar(scale, ax=axes.tolist(), label=f"{label} (white: not connected)", shrink=0.75, aspect=30)
+    figure = Figure(figsize=(cell * (total + 1) + beside + 1.6, cell * (total + 2) + 0.7), layout="constrained")
+    ax = figure.subplots()
+    low, high = limits or (None, None)
+    image = ax.imshow(np.ma.masked_invalid(values), vmin=low, vmax=high, interpolation="nearest")
+    if numbers:
+        _relation_numbers(ax, values, image)
+    for border in (-0.5, count - 0.5, total - 0.5):
+        ax.axhline(border, color=BLACK, linewidth=1.6)
+        ax.axvline(border, color=BLACK, linewidth=1.6)
+    _node_axes(ax, images, texts)
+    ax.set(title=title, xlim=(-0.5, total - 0.5), ylim=(total - 0.5, -0.5), ylabel="row: who hears")
+    ax.set_xlabel("column: who speaks", labelpad=4 if isinstance(images[0], str) else 72 * cell - 10)
+    figure.colorbar(image, ax=ax, label=f"{label} (white: not connected)", shrink=0.75, aspect=30)
     return figure
 
 
-def _relation_numbers(ax: Axes, values: np.ndarray, scale: Any) -> None:
+def _relation_numbers(ax: Axes, values: np.ndarray, image: Any) -> None:
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if _is_dark(scale.to_rgba(value)) else "black")
+            dark = _is_dark(image.cmap(image.norm(value)))
+            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
 
 
 def _node_axes(ax: Axes, images: Sequence[Any], captions: Sequence[str]) -> None:
@@ -679,21 +674,22 @@ def negative_weights(panels: Mapping[str, tuple[Any, Mapping[int, Any]]], marks:
     """How likely each negative of an anchor is drawn, against its distance: a panel a set of embeddings, a colour a dimension.
 
     ``panels`` {title: (distances (n,), {dimension of the sphere: weights (n,)})}; the weights of one anchor sum to 1. A dashed line
-    is an even draw; ``marks`` {label: distance} draws dotted lines.
+    is an even draw; ``marks`` {label: distance} draws dotted lines. Chances below 1e-6 are drawn there.
     """
-    figure = Figure(figsize=(3.4 * len(panels) + 0.4, 3.4), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(panels) + 0.6, 3.6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
     for ax, (title, (distances, weights)) in zip(axes, panels.items()):
         order = np.argsort(distances)
         for number, (dim, each) in enumerate(weights.items()):
-            ax.plot(np.asarray(distances)[order], np.asarray(each, dtype=float)[order], "os^Dv"[number % 5], markersize=4.5, alpha=0.75,
+            ax.plot(np.asarray(distances)[order], np.maximum(np.asarray(each, dtype=float)[order], 1e-6), "os^Dv"[number % 5], markersize=4.5, alpha=0.75,
                     linestyle="none", color=COLOURS[number], label=f"{dim} dimensions")
         ax.axhline(1 / len(order), color=BLACK, linestyle="--", linewidth=1.2, label="even draw")
         for place, (name, distance) in enumerate((marks or {}).items()):
             ax.axvline(distance, color=GREY, linestyle=(":", "-.")[place % 2], linewidth=1.4, label=name)
-        ax.set(title=title, xlabel="distance from the anchor", xlim=(0, 2), ylim=(-0.03, 1.03))
+        ax.set(title=title, xlabel="distance from the anchor", xlim=(0.4, 2), yscale="log", ylim=(6e-7, 1.8))
+        ax.grid(axis="y")
     axes[0].set_ylabel("chance to be drawn")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 + len(marks or {}))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -777,7 +773,7 @@ def efficiency(models: Mapping[str, Mapping[str, Any]], gallery: str, perfect: f
         colour, marker = COLOURS[number % len(COLOURS)], "osD^v*"[number % 6]
         rsum, total = np.asarray(each["rsum"], dtype=float), each["encode"] + each["score"]
         left.errorbar(total, rsum.mean(), yerr=rsum.std(ddof=1) if len(rsum) > 1 else 0, fmt=marker, color=colour, capsize=3, markersize=8)
-        left.annotate(name, (total, rsum.mean()), (0, 11), textcoords="offset points", ha="center", color=colour)
+        left.annotate(name, (total, rsum.mean()), (9, 5), textcoords="offset points", color=colour)
         right.plot([each["encode"], each["score"]], [number, number], color=GREY, linewidth=1)
         right.plot(each["encode"], number, marker, fillstyle="none", color=colour, markersize=8)
         right.plot(each["score"], number, marker, color=colour, markersize=8)
@@ -786,7 +782,7 @@ def efficiency(models: Mapping[str, Mapping[str, Any]], gallery: str, perfect: f
         left.legend(loc="best")
     for ax in (left, right):
         ax.set_xscale("log")
-        ax.margins(x=0.2)
+        ax.margins(x=0.25)
         ax.grid()
     left.set(xlabel="ms for a query: encode it and score the gallery", ylabel="rsum on test")
     left.margins(y=0.2)
