@@ -10,8 +10,8 @@ from literal_hrem import literal_graph, literal_mechanism
 from itm_lib.data.dataset import Batch
 from itm_lib.files import InputError
 from itm_lib.losses import distance_weights, draw_negatives, sampled_triplet_loss
-from itm_lib.models import HREM, Encoding, HremConfig, build_model, load_model
-from itm_lib.models.hrem import closeness, drop_regions, drop_words, graph_bias, nearest, top_mean
+from itm_lib.models import HREM, Encoding, HremConfig, build_model, hrem, load_model
+from itm_lib.models.hrem import closeness, drop_regions, drop_words, graph_bias, match_fragments, nearest, top_mean
 from itm_lib.models.saving import checked_config
 
 SWITCHES = {
@@ -125,6 +125,36 @@ def test_a_sample_is_at_distance_0_from_itself_and_has_a_finite_gradient():
     assert x.grad.isfinite().all()
     expected = torch.exp(-torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist"))
     torch.testing.assert_close(near.double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.float64, 1e-9)])
+def test_distances_have_the_gradient_of_their_definition_near_and_far(dtype, tolerance):
+    x = torch.nn.functional.normalize(torch.randn(12, 64, generator=torch.Generator().manual_seed(0), dtype=dtype), dim=1)
+    x[1:4] = x[:1] + 1e-3 * x[1:4]
+    weights = torch.randn(12, 12, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    x, exact = x.requires_grad_(), x.detach().double().requires_grad_()
+    near = closeness(x, x, 0.7)
+    expected = torch.exp(-torch.linalg.vector_norm(exact[:, None] - exact, dim=2) / 0.7)
+    torch.testing.assert_close(near, expected.to(dtype), rtol=0, atol=tolerance / 100)
+    (near * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(x.grad, exact.grad.to(dtype), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("images", [(1, 1), (4, 1), (5, 2), (2, 4)])
+def test_blocks_change_no_match(images, norm, monkeypatch):
+    """Blocks of so many images in the product and after it, of 6; with padding, and words that are used but not true."""
+    generator = torch.Generator().manual_seed(0)
+    regions, words = (torch.randn(6, count, 12, generator=generator, dtype=torch.float64) for count in (7, 9))
+    region_mask = torch.arange(7) < torch.tensor([7, 3, 5, 1, 7, 6])[:, None]
+    used = torch.arange(9) < torch.tensor([9, 4, 4, 4, 6, 5])[:, None]
+    masks = region_mask, words, used & (torch.arange(9) < torch.tensor([9, 1, 2, 4, 6, 5])[:, None]), used
+    expected = match_fragments(regions, *masks, 5, norm)
+    monkeypatch.setattr(hrem, "CPU_BLOCKS", [count * 7 * 54 * 8 for count in images])
+    for ours, whole in zip(match_fragments(regions, *masks, 5, norm), expected):
+        torch.testing.assert_close(ours.mean, whole.mean, rtol=0, atol=1e-12)
+        torch.testing.assert_close(ours.vector, whole.vector, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("share", "counts"), [(0.5, 3), (0.1, 1), (1.0, 7)])
