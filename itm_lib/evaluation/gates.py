@@ -29,10 +29,10 @@ def gate_statistics(model: MatchingModel, images: Encoding, captions: Encoding, 
     with evaluating(model, device) as where:
         for row, column in product(rows, columns):
             block = images.select(row).to(where), captions.select(column).to(where)
-            means = _pair_means(model.explain(*block), *block)
+            means = _pair_means(model.explain(*block), *(side.to("cpu") for side in block))
             if not means:
                 return {}
-            true = positives[row][:, column].to(where)
+            true = positives[row][:, column]
             for side, values in means.items():
                 for kind, chosen in (("positive", true), ("negative", ~true)):
                     sums[side, kind] = sums.get((side, kind), 0.0) + float(values[chosen].sum())
@@ -42,11 +42,11 @@ def gate_statistics(model: MatchingModel, images: Encoding, captions: Encoding, 
 
 
 def _pair_means(seen: dict[str, Tensor], images: Encoding, captions: Encoding) -> dict[str, Tensor]:
-    """Mean gate (I, C), float64, of the true fragments of each pair: of both sides together "", of "regions" and of "words"."""
+    """Mean gate (I, C), float64 on the CPU, of the true fragments of each pair: of both sides together "", of "regions" and of "words"."""
     if "region_gates" not in seen or "word_gates" not in seen:
         return {}
-    regions = seen["region_gates"].double() * images.mask[:, None, :]
-    words = seen["word_gates"].double() * captions.mask[None, :, :]
+    regions = seen["region_gates"].cpu().double() * images.mask[:, None, :]
+    words = seen["word_gates"].cpu().double() * captions.mask[None, :, :]
     num_regions, num_words = images.mask.sum(1)[:, None], captions.mask.sum(1)[None, :]
     return {"": (regions.sum(-1) + words.sum(-1)) / (num_regions + num_words),
             "regions": regions.sum(-1) / num_regions, "words": words.sum(-1) / num_words}

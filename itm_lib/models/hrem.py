@@ -384,6 +384,8 @@ def closeness(x: Tensor, y: Tensor, sigma: float) -> Tensor:
     ‖x - y‖² = ‖x‖² + ‖y‖² - 2 x · y is one matrix product and its gradient another; in float64, for the difference loses half of
     the digits. What is left of the squares below a 10⁻¹² of their parts is rounding: there the vectors are equal.
     """
+    if x.device.type == "mps":  # has no float64
+        return torch.exp(-torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist") / sigma)
     dtype, x, y = x.dtype, x.double(), y.double()
     parts = x.square().sum(1)[:, None] + y.square().sum(1)
     squares = parts - 2 * x @ y.T

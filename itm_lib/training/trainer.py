@@ -387,7 +387,7 @@ def score_spread(model: MatchingModel, batch: Batch) -> float:
     with evaluating(model):
         images = model.encode_images(batch.regions, batch.region_mask)
         captions = model.encode_captions(batch.tokens, batch.token_mask)
-        scores = model.similarity(images, captions).double()
+        scores = model.similarity(images, captions).cpu().double()  # not every device has float64
     rest = scores - scores.mean(0, keepdim=True) - scores.mean(1, keepdim=True) + scores.mean()
     return float(rest.std() / scores.abs().mean().clamp(min=1.0))
 
