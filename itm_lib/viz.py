@@ -621,12 +621,13 @@ def attention_blocks(steps: Mapping[str, Any]) -> Figure:
 
 
 def relation_map(relations: Any, images: Sequence[Any], captions: Sequence[str], title: str = "", numbers: bool = False,
-                 label: str = "relevance S", cell: float = 0.42, wide: int = 44, limits: tuple[float, float] | None = None) -> Figure:
+                 label: str = "relevance S", cell: float = 0.42, wide: int = 44, limits: tuple[float, float] | None = None,
+                 group: int | None = None) -> Figure:
     """Heat map of the relations of a batch (N, N), images before captions; NaN, which is white, where nothing is connected.
 
     Row i hears column j. ``images``: pictures, or names, of the first I nodes; ``captions`` (C,): texts, cut to ``wide`` characters
     beside the rows, by their letter below the columns. ``limits`` of the colours: those of the values by default. ``cell`` is inches
-    a cell; black lines are the borders of the four blocks.
+    a cell; black lines are the borders of the four blocks, dotted ones stand after every ``group`` nodes.
     """
     values, count, total = np.asarray(relations, dtype=float), len(images), len(images) + len(captions)
     if values.shape != (total, total):
@@ -642,9 +643,12 @@ def relation_map(relations: Any, images: Sequence[Any], captions: Sequence[str],
     for border in (-0.5, count - 0.5, total - 0.5):
         ax.axhline(border, color=BLACK, linewidth=1.6)
         ax.axvline(border, color=BLACK, linewidth=1.6)
+    for border in range(group, total, group) if group else ():
+        ax.axhline(border - 0.5, color=GREY, linestyle=":", linewidth=1)
+        ax.axvline(border - 0.5, color=GREY, linestyle=":", linewidth=1)
     _node_axes(ax, images, texts)
     ax.set(title=title, xlim=(-0.5, total - 0.5), ylim=(total - 0.5, -0.5), ylabel="row: who hears")
-    ax.set_xlabel("column: who speaks", labelpad=4 if isinstance(images[0], str) else 72 * cell - 10)
+    ax.set_xlabel("column: who speaks", labelpad=4 if isinstance(images[0], str) else 72 * cell)
     figure.colorbar(image, ax=ax, label=f"{label} (white: not connected)", shrink=0.75, aspect=30)
     return figure
 

@@ -315,6 +315,12 @@ def test_relation_map_has_pictures_on_both_axes_and_borders():
     assert bar.get_ylabel() == "relevance S (white: not connected)"
 
 
+def test_relation_map_of_groups():
+    ax, _ = drawn(viz.relation_map(np.zeros((4, 4)), ["a", "b"], ["c", "d"], group=1))
+    dotted = sorted(line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == ":" and len(set(line.get_ydata())) == 1)
+    assert dotted == [0.5, 1.5, 2.5]
+
+
 def test_relation_map_by_name_and_with_numbers():
     ax, _ = drawn(viz.relation_map(RELATIONS, ["dog", "cat"], ["boat"], numbers=True, limits=(0, 3)))
     assert texts(ax) == ["1.00", "0.50", "0.25", "1.00", "2.00", "1.00"] and not ax.child_axes
