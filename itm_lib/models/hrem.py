@@ -46,7 +46,8 @@ Differences between the released code, the paper and the default, each with its 
 10. The released code chooses its checkpoint on the test split; here nothing does.
 
 Distances are drawn by their density on a sphere of ``sampling_dim`` dimensions, 512 in the released code whatever d is. Above
-the dimension that the embeddings really fill, that is nearly the hardest negative: small models then start better with less.
+the dimension that the embeddings really fill, nearly always the rarest distance is drawn: the nearest negative, or the farthest
+below the cutoff. Small models then start better with less.
 """
 
 from __future__ import annotations
