@@ -90,6 +90,22 @@ def collapsed_hinge(num_images: int, num_captions: int, margin: float = 0.2, neg
     return margin * pairs * per_pair
 
 
+def semi_hard_loss(scores: Tensor, pairs: tuple[Tensor, Tensor], positives: Tensor, margin: float = 0.2) -> dict[str, Tensor]:
+    """Hinge loss over all negatives, each term at most ``margin``: arguments and result as in :func:`hinge_loss`.
+
+    A negative that beats its match by any amount costs ``margin`` and has no gradient. Each direction is the mean over the terms
+    that are not 0; it is 0 where all are.
+    """
+    rows, columns = pairs
+    matched = scores[rows, columns]
+    terms = {}
+    for name, lines, mask in (("i2t", scores, positives), ("t2i", scores.T, positives.T)):
+        line = rows if name == "i2t" else columns
+        costs = (margin + lines[line] - matched[:, None]).clamp(0, margin).masked_fill(mask[line], 0)
+        terms[name] = costs.sum() / (costs > 0).sum().clamp(min=1)
+    return {"loss": terms["i2t"] + terms["t2i"], **terms}
+
+
 def bce_loss(scores: Tensor, pairs: tuple[Tensor, Tensor], positives: Tensor, negatives: Negatives = "hardest",
              reduction: Reduction = "mean", eps: float = 1e-6) -> dict[str, Tensor]:
     """Binary cross entropy of ``scores`` (I, C) in (0, 1), clamped to [eps, 1 - eps], where the gradient ends.

@@ -52,12 +52,20 @@ class WordGRU(nn.Module):
 
     def forward(self, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (C, W) and mask (C, W) -> states (C, W, d), zero on padding, and the final state (C, d)."""
+        return self.run(self.look_up(tokens), token_mask)
+
+    def look_up(self, tokens: Tensor) -> Tensor:
+        """Tokens (C, W) -> their word embeddings (C, W, word_dim)."""
         if tokens.device.type == "cpu" and int(tokens.max()) >= self.embed.num_embeddings:
             raise InputError(f"token id {int(tokens.max())} is outside the model's vocabulary of "
                              f"{self.embed.num_embeddings} words: use the vocabulary the model was trained with")
-        packed = pack_padded_sequence(self.embed(tokens), token_mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+        return self.embed(tokens)
+
+    def run(self, words: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Word embeddings (C, W, word_dim) and mask (C, W) -> states (C, W, d) and the final state (C, d)."""
+        packed = pack_padded_sequence(words, token_mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
         outputs, final = self.rnn(packed)
-        states, _ = pad_packed_sequence(outputs, batch_first=True, total_length=tokens.shape[1])
+        states, _ = pad_packed_sequence(outputs, batch_first=True, total_length=words.shape[1])
         if not self.rnn.bidirectional:
             return states, final[-1]
         forwards, backwards = states.chunk(2, dim=-1)
