@@ -9,6 +9,7 @@ from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.files import InputError, nearest
 from itm_lib.models.base import Encoding, MatchingModel, ModelConfig
 from itm_lib.models.camp import CAMP, CampConfig
+from itm_lib.models.dive import DivE, DiveConfig
 from itm_lib.models.ensemble import Ensemble
 from itm_lib.models.hrem import HREM, HremConfig
 from itm_lib.models.saving import checked_config, read_config, resolve_folder
@@ -20,10 +21,11 @@ MODELS: dict[str, tuple[type[MatchingModel], type[ModelConfig]]] = {
     "scan": (SCAN, SCANConfig),
     "camp": (CAMP, CampConfig),
     "hrem": (HREM, HremConfig),
+    "dive": (DivE, DiveConfig),
 }
 
-__all__ = ["CAMP", "HREM", "MODELS", "SCAN", "VSE", "CampConfig", "Encoding", "Ensemble", "HremConfig", "MatchingModel", "ModelConfig",
-           "SCANConfig", "VSEConfig", "build_model", "load_model", "model_classes"]
+__all__ = ["CAMP", "HREM", "MODELS", "SCAN", "VSE", "CampConfig", "DivE", "DiveConfig", "Encoding", "Ensemble", "HremConfig",
+           "MatchingModel", "ModelConfig", "SCANConfig", "VSEConfig", "build_model", "load_model", "model_classes"]
 
 
 def model_classes(name: str) -> tuple[type[MatchingModel], type[ModelConfig]]:
