@@ -11,6 +11,10 @@ part has ``fc_1``, otherwise ``cross_attention_new``, pooled by attention where 
 HREM: ``img_enc`` and ``txt_enc`` with a BERT. Checkpoints hold no relation modules; where a state has them (``criterion``) they are
 taken, otherwise they are new. The number of BERT's heads, and of the other layers', is in no shape: ``bert_config`` and ``nhead`` say
 it, 64 dimensions a head and 16 heads otherwise.
+
+DivE: ``img_enc`` and ``txt_enc`` of regions and a GRU, each with ``spm``, its set prediction by slot attention. The number of
+heads is in no shape: ``heads`` says it, 4 otherwise. Nor is the number of iterations where the file lists the shared layer
+once: ``spm_depth``, 4 otherwise.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from torch import Tensor
 from itm_lib.files import InputError
 from itm_lib.models.base import MatchingModel, ModelConfig
 from itm_lib.models.camp import CAMP, CampConfig
+from itm_lib.models.dive import DivE, DiveConfig
 from itm_lib.models.hrem import HREM, HremConfig
 from itm_lib.models.saving import checked_config
 from itm_lib.models.scan import SCAN, SCANConfig
@@ -82,6 +87,43 @@ HREM_OPTIONS: Options = {
     "dataset": ("distance_cutoff", lambda value: 1.9 if "coco" in str(value) else 1.7),
 }
 
+DIVE_SIMILARITIES = {"max": "mil", "mp": "match_probability", "smooth_chamfer_euclidean": "euclidean_smooth_chamfer"}
+DIVE_OPTIONS: Options = {
+    **{key: COMMON_OPTIONS[key] for key in ("embed_size", "word_dim", "vocab_size", "margin", "max_violation")},
+    "butd_dim": ("region_dim", int), "img_num_embeds": ("num_slots", int), "txt_num_embeds": ("caption_slots", int),
+    "heads": ("num_heads", int), "dim_head": ("head_dim", int), "dropout": ("dropout", float),
+    "spm_depth": ("iterations", int), "spm_weight_sharing": ("share_weights", bool), "spm_activation": ("activation", str),
+    "spm_post_norm": ("norm_position", lambda value: "post" if value else "pre"), "spm_pre_norm": None,
+    "spm_residual_norm": ("global_norm", bool), "spm_ff_mult": ("feed_factor", int),
+    "spm_txt_pos_enc_type": ("position_code", lambda value: {"sine": True, "none": False}.get(value, value)),
+    "txt_attention_input": ("text_local", lambda value: {"wemb": "words", "rnn": "states"}.get(value, value)),
+    "txt_pooling": ("text_global", lambda value: "last" if value == "rnn" else value),
+    "loss": ("similarity", lambda value: DIVE_SIMILARITIES.get(value, value)), "eval_similarity": None, "temperature": ("alpha", float),
+    "semi_hard_triplet": None, "mmd_weight": ("mmd_weight", float), "unif_weight": ("diversity_weight", float),
+    "div_weight": ("gram_weight", float), "unif_residual": ("diversity_of", lambda value: "slots" if value else "embeddings"),
+    "caption_drop_prob": ("word_dropping", float), "butd_drop_prob": ("region_dropping", float),
+    "img_pie_lr_scale": ("image_lr_scale", float), "txt_pie_lr_scale": ("text_set_lr_scale", float),
+    **dict.fromkeys(("txt_lr_scale", "img_1x1_dropout", "spm_1x1", "spm_input_dim", "spm_query_dim", "spm_last_ln")),
+}
+DIVE_FIXED = {"arch": "slot", "spm_residual": True, "query_slot": False, "spm_img_pos_enc_type": "none", "img_res_pool": "max",
+              "denominator": 2.0}  # options that have no counterpart here
+
+# modules of DivE's set prediction -> ours, with LayerNorm before and after the steps; then of everything else
+DIVE_STEP = {
+    "0.fn.to_q": "attention.query", "0.fn.to_k": "attention.key", "0.fn.to_v": "attention.value", "0.fn.to_out.0": "attention.out",
+    "0.to_q": "attention.query", "0.to_k": "attention.key", "0.to_v": "attention.value", "0.to_out.0": "attention.out",
+    "0.norm_context": "input_norm", "2.fn.net.0": "first", "2.fn.net.3": "second", "2.net.0": "first", "2.net.3": "second",
+}
+DIVE_NORMS = {"0.norm": "attention", "2.norm": "feed", "1.norm": "attention", "3.norm": "feed"}
+DIVE_MODULES = {
+    "img_enc.fc": "image.linear.fc", "img_enc.mlp.fc1": "image.hidden", "img_enc.mlp.bn.bn": "image.norm", "img_enc.mlp.fc2": "image.out",
+    "txt_enc.embed": "text.embed", "txt_enc.rnn": "text.rnn",
+    **{f"{part}_enc.spm.{theirs}": f"{ours}_set.{name}" for part, ours in (("img", "image"), ("txt", "text")) for theirs, name in (
+        ("residual_norm", "global_norm"), ("agg_block.last_layer.0", "aggregation.last_norm"))},
+}
+DIVE_SIZES = ("img_enc.fc.weight", "img_enc.mlp.fc1.weight", "txt_enc.embed.weight", "txt_enc.rnn.weight_ih_l0",
+              "img_enc.spm.agg_block.latents", "txt_enc.spm.agg_block.latents")  # tensors that every such checkpoint has
+
 # modules of one of HREM's transformer layers -> ours; then of everything else
 HREM_LAYER = {"self_attn": "attend.attention", "norm1": "attend.norm", "linear1": "feed.first", "linear2": "feed.second",
               "norm2": "feed.norm"}
@@ -103,7 +145,8 @@ def load_official(path_or_state: Any, method: str, config: Mapping[str, Any] | N
     """The authors' checkpoint as our model, in evaluation mode, in the dtype of its tensors.
 
     ``path_or_state``: a file saved by the authors' code, or what it holds: a dict with ``"model"``, a list of the parts'
-    state dicts, or one dict whose keys start with the part (``img_enc/fc.weight``). ``method``: ``"scan"``, ``"camp"`` or ``"hrem"``.
+    state dicts, or one dict whose keys start with the part (``img_enc/fc.weight``). ``method``: ``"scan"``, ``"camp"``, ``"hrem"`` or
+    ``"dive"``.
     Raises :class:`InputError` for another method, a damaged file, or a state that is not of this method.
     """
     if method not in LOADERS:
@@ -281,6 +324,70 @@ def hrem_name(key: str) -> str:
     return f"{HREM_MODULES[start]}.{rest}"
 
 
+def load_dive(parts: dict[str, State], options: Mapping[str, Any], config: Mapping[str, Any], where: str) -> DivE:
+    """DivE from ``img_enc`` and ``txt_enc``."""
+    flat = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
+    if set(parts) != {"img_enc", "txt_enc"} or not set(DIVE_SIZES) <= set(flat):
+        found = ", ".join(f"{part}: {', '.join(list(state)[:3])}" for part, state in parts.items())
+        what = "a DivE checkpoint of regions and a GRU, which has img_enc fc, mlp, spm and txt_enc embed, rnn, spm"
+        raise InputError(f"{where} is not {what}; found {found}"[:400])
+    given = {**options, **config}
+    for key, only in DIVE_FIXED.items():
+        if given.get(key, only) != only:
+            raise InputError(f"{where}: {key} is {given[key]!r}; only {only!r} is there")
+    shapes = dive_sizes(flat, given)
+    if given.get("semi_hard_triplet"):
+        shapes["negatives"] = "semi_hard"
+    ours = {key: value for key, value in config.items() if key not in DIVE_FIXED}
+    model = DivE(official_config(DiveConfig, DIVE_OPTIONS, options, shapes, ours, where))
+    state = {}
+    for key, value in flat.items():
+        name = dive_name(key, model.config.norm_position == "post", model.config.share_weights)
+        if name is not None:
+            state[name] = value
+    return filled(model, state, where)
+
+
+def dive_sizes(flat: State, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that names and shapes of DivE's tensors tell."""
+    matrix, _, words, _, image_slots, text_slots = (flat[name].shape for name in DIVE_SIZES)
+    block = "txt_enc.spm.agg_block.layers."
+    layers = sorted({key.removeprefix(block).split(".")[0] for key in flat if key.startswith(block)})
+    post = f"{block}0.1.norm.weight" in flat
+    inner = flat.get(f"{block}0.0.{'' if post else 'fn.'}to_q.weight", matrix).shape[0]
+    feed = flat.get(f"{block}0.2.{'' if post else 'fn.'}net.0.weight", matrix).shape[0]
+    sizes = {"region_dim": matrix[1], "embed_dim": matrix[0], "vocab_size": words[0], "word_dim": words[1], "num_slots": image_slots[0],
+             "caption_slots": text_slots[0], "head_dim": inner // int(given.get("heads", given.get("num_heads", 4))),
+             "feed_factor": max(1, feed // matrix[0]), "norm_position": "post" if post else "pre",
+             "global_norm": "txt_enc.spm.residual_norm.weight" in flat, "bidirectional": "txt_enc.rnn.weight_ih_l0_reverse" in flat,
+             "gru_layers": sum(key.startswith("txt_enc.rnn.weight_ih_l") and not key.endswith("_reverse") for key in flat)}
+    if len(layers) > 1:  # a checkpoint on disk lists a shared layer once an iteration
+        name = f"0.0.{'' if post else 'fn.'}to_q.weight"
+        first, second = (flat.get(f"{block}{layer}{name[1:]}") for layer in layers[:2])
+        shared = first is not None and second is not None and torch.equal(first, second)
+        sizes |= {"iterations": len(layers), "share_weights": shared}
+    return sizes
+
+
+def dive_name(key: str, post: bool, shared: bool) -> str | None:
+    """Our name of a tensor of DivE's code; None for a layer that is another's copy."""
+    start = next((prefix for prefix in DIVE_MODULES if key.startswith(f"{prefix}.")), None)
+    if start is not None:
+        return f"{DIVE_MODULES[start]}.{key.removeprefix(f'{start}.')}"
+    for part, ours in (("img_enc", "image_set"), ("txt_enc", "text_set")):
+        block = f"{part}.spm.agg_block."
+        if key == f"{block}latents":
+            return f"{ours}.aggregation.slots"
+        if key.startswith(f"{block}layers."):
+            number, rest = key.removeprefix(f"{block}layers.").split(".", 1)
+            module, _, kind = rest.rpartition(".")
+            copy = shared and number != "0"
+            if module in DIVE_NORMS:
+                return None if copy and not post else f"{ours}.aggregation.norms.{number}.{DIVE_NORMS[module]}.{kind}"
+            return None if copy else f"{ours}.aggregation.steps.{number}.{DIVE_STEP.get(module, module)}.{kind}"
+    return key
+
+
 def filled(model: MatchingModel, state: State, where: str) -> MatchingModel:
     """``model`` with the weights ``state``, in their dtype and in evaluation mode; every tensor must fit."""
     dtypes = {value.dtype for value in state.values() if value.is_floating_point()}
@@ -294,4 +401,4 @@ def filled(model: MatchingModel, state: State, where: str) -> MatchingModel:
 
 
 Loader = Callable[[dict[str, State], Mapping[str, Any], Mapping[str, Any], str], MatchingModel]
-LOADERS: dict[str, Loader] = {"scan": load_scan, "camp": load_camp, "hrem": load_hrem}
+LOADERS: dict[str, Loader] = {"scan": load_scan, "camp": load_camp, "hrem": load_hrem, "dive": load_dive}

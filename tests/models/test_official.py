@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from itm_lib.files import InputError
-from itm_lib.models import CAMP, HREM, SCAN
+from itm_lib.models import CAMP, HREM, SCAN, DivE
 from itm_lib.models.official import load_official
 
 SCAN_OPTIONS = {"cross_attn": "i2t", "agg_func": "LogSumExp", "lambda_lse": 20.0, "lambda_softmax": 4.0,
@@ -90,6 +90,36 @@ def hrem_states(criterion=False, vocab=30):
         graph |= {**pair(f"adj_model.adj_learning.mlp_{way}.0", 7, 7), **pair(f"adj_model.adj_learning.mlp_{way}.3", 1, 7)}
     return {f"{part}.{key}": value for part, state in zip(("img_enc", "txt_enc", "criterion"), (image, text, graph))
             for key, value in state.items()}
+
+
+DIVE_OPTIONS = {"heads": 2, "spm_depth": 3, "loss": "max", "temperature": 8, "margin": 0.1, "max_violation": True, "semi_hard_triplet": False,
+                "txt_attention_input": "wemb", "txt_pooling": "max", "mmd_weight": 0.02, "unif_weight": 0.03, "dropout": 0.2,
+                "spm_txt_pos_enc_type": "none", "caption_drop_prob": 0.1, "butd_drop_prob": 0.3, "img_pie_lr_scale": 0.5, "unif_residual": True,
+                "arch": "slot", "query_slot": False, "workers": 4, "data_path": "anywhere", "lr": 1e-3}
+
+
+def dive_states(copies=1, own=1, slots=(3, 2)):
+    """The two state dicts as DivE's code has them: ``own`` layers, each ``copies`` times in a row."""
+    generator = torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.randn(shape, generator=generator)
+    pair = lambda name, rows, columns: {f"{name}.weight": draw(rows, columns), f"{name}.bias": draw(rows)}
+    flat = lambda name, size: {f"{name}.weight": draw(size), f"{name}.bias": draw(size)}
+
+    def layer(wide):
+        return {**{f"0.fn.to_{part}.weight": draw(8, 12 if part == "q" else wide) for part in "qkv"}, **pair("0.fn.to_out.0", 12, 8),
+                **flat("0.norm", 12), **flat("0.norm_context", wide), **flat("2.norm", 12), **pair("2.fn.net.0", 24, 12),
+                **pair("2.fn.net.3", 12, 24)}
+
+    def block(wide, count):
+        found = {"spm.agg_block.latents": draw(count, 12), **flat("spm.agg_block.last_layer.0", 12), **flat("spm.residual_norm", 12)}
+        for number in range(own):
+            weights = layer(wide)
+            for copy in range(copies):
+                found |= {f"spm.agg_block.layers.{number * copies + copy}.{key}": value for key, value in weights.items()}
+        return found
+    norm = {"mlp.bn.bn.running_mean": draw(6), "mlp.bn.bn.running_var": draw(6).abs(), "mlp.bn.bn.num_batches_tracked": torch.tensor(4)}
+    image = {**pair("fc", 12, 10), **pair("mlp.fc1", 6, 12), **flat("mlp.bn.bn", 6), **norm, **pair("mlp.fc2", 12, 6), **block(12, slots[0])}
+    return [image, {**states()[1], **block(8, slots[1])}]
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -201,6 +231,57 @@ def test_a_state_that_is_not_hrems_is_named(state, expected):
 def test_hrem_has_one_matching_loss():
     with pytest.raises(InputError, match="base_loss and gnn_loss differ .trip, vse.: give one loss"):
         load_official(hrem_states(), "hrem", {"nhead": 4, "base_loss": "trip", "gnn_loss": "vse"})
+
+
+@pytest.mark.parametrize("form", [as_list, as_checkpoint, as_parallel, as_flat, as_arrays])
+def test_every_form_gives_the_same_dive(form):
+    parts = dive_states(copies=4)
+    model = load_official(form(parts), "dive", {"heads": 2})
+    assert isinstance(model, DivE) and not model.training
+    config, ours = model.config, model.state_dict()
+    assert (config.region_dim, config.embed_dim, config.vocab_size, config.word_dim, config.slots) == (10, 12, 30, 8, (3, 2))
+    assert (config.iterations, config.share_weights, config.num_heads, config.head_dim, config.feed_factor) == (4, True, 2, 4, 2)
+    assert (config.compat, config.mask_before_slot_softmax, config.position_over, config.norm_position) == ("official", False, "padded", "pre")
+    for number, theirs, name in ((0, "mlp.fc2.weight", "image.out.weight"), (0, "mlp.bn.bn.running_var", "image.norm.running_var"),
+                                 (0, "spm.agg_block.latents", "image_set.aggregation.slots"), (1, "rnn.bias_hh_l0", "text.rnn.bias_hh_l0"),
+                                 (1, "spm.agg_block.layers.0.0.fn.to_k.weight", "text_set.aggregation.steps.0.attention.key.weight"),
+                                 (1, "spm.agg_block.layers.0.2.norm.bias", "text_set.aggregation.norms.0.feed.bias"),
+                                 (1, "spm.residual_norm.weight", "text_set.global_norm.weight")):
+        assert torch.equal(ours[name], torch.as_tensor(parts[number][theirs]))
+    tokens = torch.tensor([[1, 7, 9, 2], [1, 8, 2, 0]])
+    assert model.similarity(model.encode_images(torch.randn(3, 4, 10), None), model.encode_captions(tokens, tokens != 0)).isfinite().all()
+
+
+@pytest.mark.parametrize(("copies", "own", "given", "expected"), [
+    (1, 1, {}, (4, True, 1)), (1, 1, {"spm_depth": 6}, (6, True, 1)), (3, 1, {}, (3, True, 1)), (1, 3, {}, (3, False, 3)),
+    (1, 1, {"spm_depth": 1, "spm_weight_sharing": False}, (1, False, 1))])
+def test_whether_dives_layers_are_one_comes_from_the_tensors(copies, own, given, expected):
+    model = load_official(dive_states(copies, own), "dive", {"heads": 2, **given})
+    assert (model.config.iterations, model.config.share_weights, len(model.image_set.aggregation.steps)) == expected
+
+
+def test_dive_takes_the_authors_options_and_ours_over_them():
+    config = load_official({**as_checkpoint(dive_states()), "opt": DIVE_OPTIONS}, "dive", {"mmd_weight": 0.5}).config
+    assert (config.num_heads, config.iterations, config.similarity, config.alpha, config.margin) == (2, 3, "mil", 8, 0.1)
+    assert (config.text_local, config.text_global, config.position_code, config.dropout) == ("words", "max", False, 0.2)
+    assert (config.mmd_weight, config.diversity_weight, config.word_dropping, config.region_dropping) == (0.5, 0.03, 0.1, 0.3)
+    assert (config.image_lr_scale, config.negatives, config.diversity_of) == (0.5, "hardest", "slots")
+    assert load_official(dive_states(), "dive", {"semi_hard_triplet": True}).config.negatives == "semi_hard"
+
+
+@pytest.mark.parametrize(("state", "given", "expected"), [
+    (states(), {}, "is not a DivE checkpoint of regions and a GRU"), (dive_states()[:1], {}, "is not a DivE checkpoint"),
+    (hrem_states(), {}, "is not a DivE checkpoint"), (dive_states(), {"img_res_pool": "avg"}, "img_res_pool is 'avg'; only 'max' is there"),
+    (dive_states(), {"query_slot": True}, "query_slot is True; only False is there"),
+    (dive_states(), {"spm_dept": 3}, "unknown setting 'spm_dept'; did you mean spm_depth"),
+    (dive_states(), {"num_slots": 4}, "does not fit the settings"), (dive_states(), {"loss": "dtw"}, "similarity"),
+    ([dive_states()[0], {k: v for k, v in dive_states()[1].items() if "norm_context" not in k}], {}, "does not fit the settings: .*input_norm"),
+    ([{**dive_states()[0], "cnn.weight": torch.zeros(2)}, dive_states()[1]], {}, "does not fit the settings: .*img_enc.cnn.weight"),
+])
+def test_a_state_that_is_not_dives_is_named(state, given, expected):
+    with pytest.raises(InputError, match=expected) as error:
+        load_official(state, "dive", {"heads": 2, **given})
+    line_of(error)
 
 
 @pytest.mark.parametrize(("fusion", "summary", "heads", "expected"), [
