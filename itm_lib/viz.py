@@ -773,11 +773,14 @@ def efficiency(models: Mapping[str, Mapping[str, Any]], gallery: str, perfect: f
     """
     figure = Figure(figsize=(10.4, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
+    totals = [each["encode"] + each["score"] for each in models.values()]
     for number, (name, each) in enumerate(models.items()):
         colour, marker = COLOURS[number % len(COLOURS)], "osD^v*"[number % 6]
         rsum, total = np.asarray(each["rsum"], dtype=float), each["encode"] + each["score"]
         left.errorbar(total, rsum.mean(), yerr=rsum.std(ddof=1) if len(rsum) > 1 else 0, fmt=marker, color=colour, capsize=3, markersize=8)
-        left.annotate(name, (total, rsum.mean()), (9, 5), textcoords="offset points", color=colour)
+        crowded = any(total < other < 4 * total for other in totals)  # a label to the right would lie on the next point
+        left.annotate(name, (total, rsum.mean()), (-9 if crowded else 9, 5), textcoords="offset points", color=colour,
+                      ha="right" if crowded else "left")
         right.plot([each["encode"], each["score"]], [number, number], color=GREY, linewidth=1)
         right.plot(each["encode"], number, marker, fillstyle="none", color=colour, markersize=8)
         right.plot(each["score"], number, marker, color=colour, markersize=8)

@@ -69,12 +69,11 @@ from itm_lib.data.dataset import Batch
 from itm_lib.files import InputError
 from itm_lib.losses import collapsed_triplet, draw_negatives, hinge_loss, matched_pairs, positive_mask, sampled_triplet_loss
 from itm_lib.models.base import Encoding
+from itm_lib.models.dropping import UNKNOWN_WORD, drop_regions, drop_words
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
 from itm_lib.models.hinge import HingeConfig, HingeModel
 from itm_lib.models.layers import full_mask, l2norm, masked_mean, score_dtype
 
-UNKNOWN_WORD = 3    # of itm_lib.data.captions.Vocabulary: what a masked word becomes for the GRU
-MASKED, REPLACED = 0.5, 0.1  # of the dropped words; the rest is deleted
 TINY = 1e-12        # lengths are clamped here
 # Bytes of a block of the product of fragments, and of what follows it, which is faster in a CPU's cache.
 CPU_BLOCKS, DEVICE_BLOCKS = (2**25, 2**20), (2**28, 2**28)
@@ -324,46 +323,6 @@ def check_vocabulary(ours: int, theirs: int) -> None:
     if ours > theirs:
         raise InputError(f"the captions have a vocabulary of {ours} and this BERT one of {theirs}: "
                          "give captions in BERT's own tokens")
-
-
-# --- Dropping of regions and words, in training -------------------------------------------------------------------------
-
-
-def pack(values: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """What is kept of each row (n,F,...), in its order and from the start, 0 after it; and the mask (n,F'), F' the longest."""
-    width = int(keep.sum(1).max())
-    order = keep.int().argsort(dim=1, descending=True, stable=True)[:, :width]
-    rows = torch.arange(len(values), device=values.device)[:, None]
-    mask = keep[rows, order]
-    return values[rows, order].masked_fill(~mask.view(*mask.shape, *[1] * (values.dim() - 2)), 0), mask
-
-
-def drop_regions(regions: Tensor, mask: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-    """Leave out each true region with probability ``rate``; an image that would lose all keeps all."""
-    keep = mask & (torch.rand(mask.shape, device=mask.device) >= rate)
-    return pack(regions, torch.where(keep.any(1, keepdim=True), keep, mask))
-
-
-def drop_words(tokens: Tensor, mask: Tensor, rate: float, mask_id: int, vocab_size: int,
-               continues: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Each word with probability ``rate``: half of them masked, a tenth replaced by random tokens, the rest deleted.
-
-    The first and the last token of a caption stay, and a caption that would lose all words loses none. ``continues``
-    (vocab_size,): tokens that belong to the word before, and share its fate.
-    """
-    last = mask.sum(1, keepdim=True) - 1
-    place = torch.arange(tokens.shape[1], device=tokens.device)
-    inner = (place > 0) & (place < last)
-    word = place.expand_as(tokens)
-    if continues is not None:  # the place where the word starts
-        word = torch.where(inner & continues[tokens], 0, place).cummax(1).values
-    fate = torch.rand(tokens.shape, device=tokens.device).gather(1, word) / rate
-    fate = torch.where(inner, fate, 1.0)
-    keep = mask & ((fate < MASKED + REPLACED) | (fate >= 1))
-    keep = torch.where((keep & inner).any(1, keepdim=True), keep, mask)
-    random = torch.randint(min(UNKNOWN_WORD + 1, vocab_size - 1), vocab_size, tokens.shape, device=tokens.device)
-    changed = torch.where(fate < MASKED, mask_id, torch.where(fate < MASKED + REPLACED, random, tokens))
-    return pack(changed, keep)
 
 
 # --- Instance level: the relations among the samples of a batch ---------------------------------------------------------

@@ -11,7 +11,8 @@ from itm_lib.data.dataset import Batch
 from itm_lib.files import InputError
 from itm_lib.losses import distance_weights, draw_negatives, sampled_triplet_loss
 from itm_lib.models import HREM, Encoding, HremConfig, build_model, hrem, load_model
-from itm_lib.models.hrem import closeness, drop_regions, drop_words, graph_bias, match_fragments, nearest, top_mean
+from itm_lib.models.dropping import drop_regions, drop_words
+from itm_lib.models.hrem import closeness, graph_bias, match_fragments, nearest, top_mean
 from itm_lib.models.saving import checked_config
 
 SWITCHES = {
