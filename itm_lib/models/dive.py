@@ -59,7 +59,7 @@ from itm_lib.data.dataset import Batch
 from itm_lib.files import InputError
 from itm_lib.losses import matched_pairs, positive_mask, semi_hard_loss
 from itm_lib.models.base import Encoding
-from itm_lib.models.dropping import UNKNOWN_WORD, drop_regions, drop_words
+from itm_lib.models.dropping import drop_fragments
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
 from itm_lib.models.hinge import HingeConfig, HingeModel
 from itm_lib.models.layers import full_mask, masked_max, score_dtype
@@ -522,15 +522,7 @@ class DivE(HingeModel):
 
     def drop(self, batch: Batch) -> Batch:
         """``batch`` with regions and words dropped at random."""
-        config, values = self.config, dict(vars(batch))
-        if config.region_dropping:
-            mask = full_mask(batch.regions, batch.region_mask)
-            values["regions"], values["region_mask"] = drop_regions(batch.regions, mask, config.region_dropping)
-        if config.word_dropping:
-            mask_id = UNKNOWN_WORD if config.mask_id is None else config.mask_id
-            values["tokens"], values["token_mask"] = drop_words(
-                batch.tokens, batch.token_mask, config.word_dropping, mask_id, config.vocab_size)
-        return Batch(**values)
+        return drop_fragments(batch, self.config)
 
     def loss(self, images: Encoding, captions: Encoding, image_ids: Tensor, caption_image_ids: Tensor) -> dict[str, Tensor]:
         """``loss`` and its terms, before their weights: ``i2t``, ``t2i`` of the hinge loss; those of ``mmd``, ``diversity``,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from itm_lib.data.dataset import Batch
+from itm_lib.models.layers import full_mask
 
 UNKNOWN_WORD = 3             # of itm_lib.data.captions.Vocabulary: what a masked word becomes where there is no other mask
 MASKED, REPLACED = 0.5, 0.1  # of the dropped words; the rest is deleted
@@ -44,3 +49,16 @@ def drop_words(tokens: Tensor, mask: Tensor, rate: float, mask_id: int, vocab_si
     random = torch.randint(min(UNKNOWN_WORD + 1, vocab_size - 1), vocab_size, tokens.shape, device=tokens.device)
     changed = torch.where(fate < MASKED, mask_id, torch.where(fate < MASKED + REPLACED, random, tokens))
     return pack(changed, keep)
+
+
+def drop_fragments(batch: Batch, config: Any, continues: Tensor | None = None) -> Batch:
+    """``batch`` with regions and words dropped as ``config`` says: ``region_dropping``, ``word_dropping``, ``mask_id``, ``vocab_size``."""
+    values = dict(vars(batch))
+    if config.region_dropping:
+        mask = full_mask(batch.regions, batch.region_mask)
+        values["regions"], values["region_mask"] = drop_regions(batch.regions, mask, config.region_dropping)
+    if config.word_dropping:
+        mask_id = UNKNOWN_WORD if config.mask_id is None else config.mask_id
+        values["tokens"], values["token_mask"] = drop_words(
+            batch.tokens, batch.token_mask, config.word_dropping, mask_id, config.vocab_size, continues)
+    return Batch(**values)

@@ -69,7 +69,7 @@ from itm_lib.data.dataset import Batch
 from itm_lib.files import InputError
 from itm_lib.losses import collapsed_triplet, draw_negatives, hinge_loss, matched_pairs, positive_mask, sampled_triplet_loss
 from itm_lib.models.base import Encoding
-from itm_lib.models.dropping import UNKNOWN_WORD, drop_regions, drop_words
+from itm_lib.models.dropping import drop_fragments
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
 from itm_lib.models.hinge import HingeConfig, HingeModel
 from itm_lib.models.layers import full_mask, l2norm, masked_mean, score_dtype
@@ -660,16 +660,7 @@ class HREM(HingeModel):
 
     def drop(self, batch: Batch) -> Batch:
         """``batch`` with regions and words dropped at random."""
-        config, values = self.config, dict(vars(batch))
-        if config.region_dropping:
-            mask = full_mask(batch.regions, batch.region_mask)
-            values["regions"], values["region_mask"] = drop_regions(batch.regions, mask, config.region_dropping)
-        if config.word_dropping:
-            mask_id = UNKNOWN_WORD if config.mask_id is None else config.mask_id
-            values["tokens"], values["token_mask"] = drop_words(
-                batch.tokens, batch.token_mask, config.word_dropping, mask_id, config.vocab_size,
-                getattr(self.text, "continues", None))
-        return Batch(**values)
+        return drop_fragments(batch, self.config, getattr(self.text, "continues", None))
 
     @property
     def graph_is_on(self) -> bool:

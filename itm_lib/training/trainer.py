@@ -79,9 +79,9 @@ class Trainer:
         self.model, self.train, self.val, self.config = model, train, val, config
         self.out_dir, self.progress_bar, self.on_epoch = Path(out_dir), progress, on_epoch
         self.sampler = BatchSampler(train, config.batch_size, model.batch_layout, config.seed)
-        self.clusters = config.neighbour_clusters or number_of_clusters(train.num_images, config.neighbour_images or 1)
         if config.neighbour_images:
             check_embeddings(model, train)
+            self.clusters = config.neighbour_clusters or number_of_clusters(train.num_images, config.neighbour_images)
             if self.clusters > train.num_images:
                 raise InputError(f"neighbour_clusters is {self.clusters} and there are {train.num_images} pictures: give fewer")
         self.steps_per_epoch = math.ceil(len(self.sampler) / config.accumulate)

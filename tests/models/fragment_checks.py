@@ -4,6 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from itm_lib.data.dataset import Batch
 from itm_lib.models import Encoding
 
 
@@ -23,6 +24,26 @@ def encode(model, sides):
     return model.encode_images(*sides[:2]), model.encode_captions(*sides[2:])
 
 
+def encode_batch(model, data):
+    """Both sides of a Batch."""
+    return encode(model, sides_of(data))
+
+
+def widened(sides):
+    """The same sides with more padding, and something in it."""
+    regions, region_mask, tokens, token_mask = sides
+    pad = torch.nn.functional.pad
+    return (pad(regions, (0, 0, 0, 3), value=5.0), pad(region_mask, (0, 3)), pad(tokens, (0, 4), value=7), pad(token_mask, (0, 4)))
+
+
+def widened_batch(data):
+    return Batch(*widened(sides_of(data)), data.image_ids, data.caption_image_ids, data.caption_ids)
+
+
+def sides_of(data):
+    return data.regions, data.region_mask, data.tokens, data.token_mask
+
+
 class LargestTensor(TorchDispatchMode):
     """The number of elements of the largest tensor that any operation made."""
 
@@ -36,11 +57,9 @@ class LargestTensor(TorchDispatchMode):
 
 
 def check_padding_and_company(model):
-    regions, region_mask, tokens, token_mask = sides = batch()
+    sides = batch()
     scores = model.similarity(*encode(model, sides))
-    wide = [torch.nn.functional.pad(regions, (0, 0, 0, 3), value=5.0), torch.nn.functional.pad(region_mask, (0, 3)),
-            torch.nn.functional.pad(tokens, (0, 4), value=7), torch.nn.functional.pad(token_mask, (0, 4))]
-    torch.testing.assert_close(model.similarity(*encode(model, wide)), scores, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.similarity(*encode(model, widened(sides))), scores, rtol=0, atol=1e-12)
     rows, columns = torch.tensor([3, 0, 4]), torch.tensor([5, 1, 0, 6])
     some = [side[rows] for side in sides[:2]] + [side[columns] for side in sides[2:]]
     torch.testing.assert_close(model.similarity(*encode(model, some)), scores[rows][:, columns], rtol=0, atol=1e-12)

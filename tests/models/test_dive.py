@@ -4,6 +4,8 @@ import pytest
 import torch
 from fragment_checks import LargestTensor, check_padding_and_company
 from fragment_checks import batch as ragged_batch
+from fragment_checks import encode_batch as encode
+from fragment_checks import widened_batch as widened
 from literal_dive import literal_diversity, literal_mmd, literal_position, literal_set, literal_similarity, literal_triplet
 
 from itm_lib.data.dataset import Batch
@@ -55,17 +57,6 @@ def make_batch(images=4, dtype=torch.float64, seed=1, **shape):
     owners = [image for image in range(images) for _ in range(image % 3 + 1)]
     regions, region_mask, tokens, token_mask = ragged_batch(images, len(owners), dtype=dtype, seed=seed, **shape)
     return Batch(regions, region_mask, tokens, token_mask, torch.arange(images), torch.tensor(owners), torch.arange(len(owners)))
-
-
-def encode(model, data):
-    return model.encode_images(data.regions, data.region_mask), model.encode_captions(data.tokens, data.token_mask)
-
-
-def widened(data):
-    """The same batch with more padding, and something in it."""
-    pad = torch.nn.functional.pad
-    return Batch(pad(data.regions, (0, 0, 0, 3), value=5.0), pad(data.region_mask, (0, 3)), pad(data.tokens, (0, 4), value=7),
-                 pad(data.token_mask, (0, 4)), data.image_ids, data.caption_image_ids, data.caption_ids)
 
 
 def close(found, expected, atol=1e-12, name=None):

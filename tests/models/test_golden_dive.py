@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from test_golden_hrem import Golden, close, group, read
 
 from itm_lib.models import DivE, DiveConfig, Encoding, dive
 from itm_lib.models.dive import SetDecoder, closeness_of_pairs, gram_diversity, position_code, set_similarity, unit
@@ -21,12 +21,6 @@ SHARED = FOLDER / "vse_butd_bigru_6x6_eval.safetensors"  # what other cases have
 CASES = sorted(FOLDER.glob("vse_*"))
 BLOCKS = sorted(FOLDER.glob("aggregation_block_*"))
 HEADS = {"num_heads": 4, "head_dim": 4}
-
-
-def read(path):
-    """The tensors of a golden file; those that float32 holds exactly are stored as such."""
-    return {key: value.double() if value.is_floating_point() and not key.startswith("out32/") else value
-            for key, value in load_file(path).items()}
 
 
 def metadata(path):
@@ -40,24 +34,14 @@ def read_case(path):
     return {**{key: value for key, value in read(SHARED).items() if key.startswith(common)}, **read(path)}
 
 
-def group(golden, prefix):
-    return {key.removeprefix(prefix): value for key, value in golden.items() if key.startswith(prefix)}
-
-
-def close(found, expected, name, atol=1e-9):
-    np.testing.assert_allclose(found.detach(), expected, rtol=0, atol=atol, err_msg=name)
-
-
-class Case:
+class Case(Golden):
     """A golden file, our model of it, and its batch."""
 
     def __init__(self, path, dtype=torch.float64):
-        self.golden, self.hyper = read_case(path), metadata(path)["hyper"]
+        super().__init__(read_case(path), dtype)
+        self.hyper = metadata(path)["hyper"]
         self.model = load_official(group(self.golden, "state/"), "dive", config=self.hyper).to(dtype)
         self.model.train(self.hyper["mode"].startswith("train"))
-        self.regions, self.tokens = self.golden["in/images"].to(dtype), self.golden["in/captions"]
-        self.region_mask = torch.arange(self.regions.shape[1]) < self.golden["in/img_lengths"][:, None]
-        self.mask = torch.arange(self.tokens.shape[1]) < self.golden["in/lengths"][:, None]
         self.recovery = self.golden["in/recovery"]  # captions came sorted by length, and were put in the images' order for the loss
         self.ids = torch.arange(len(self.regions))
         self.caption_ids = self.ids.repeat_interleave(self.hyper["txt_per_img"])
@@ -68,12 +52,6 @@ class Case:
 
     def loss(self):
         return self.model.loss(*self.encode(), self.ids, self.caption_ids)
-
-    def equal(self, found, name):
-        """``found`` is the golden tensor, if the file has it; says whether it has."""
-        if f"out/{name}" in self.golden:
-            close(found, self.golden[f"out/{name}"], name)
-        return f"out/{name}" in self.golden
 
 
 @pytest.fixture(params=CASES, ids=lambda path: path.stem)

@@ -52,17 +52,30 @@ class Stored:
         return next(self.indices)
 
 
-class Case:
+class Golden:
+    """A golden file and the batch in it."""
+
+    def __init__(self, golden, dtype):
+        self.golden = golden
+        self.regions, self.tokens = golden["in/images"].to(dtype), golden["in/captions"]
+        self.region_mask = torch.arange(self.regions.shape[1]) < golden["in/img_lengths"][:, None]
+        self.mask = torch.arange(self.tokens.shape[1]) < golden["in/lengths"][:, None]
+
+    def equal(self, found, name):
+        """``found`` is the golden tensor, if the file has it; says whether it has."""
+        if f"out/{name}" in self.golden:
+            close(found, self.golden[f"out/{name}"], name)
+        return f"out/{name}" in self.golden
+
+
+class Case(Golden):
     """A golden file, our model of it, and its batch."""
 
     def __init__(self, path, dtype=torch.float64):
-        self.golden = {**read(SHARED), **read(path)}
+        super().__init__({**read(SHARED), **read(path)}, dtype)
         self.hyper = hyper(path)
         self.model = load_official(group(self.golden, "state/"), "hrem", config=self.hyper).to(dtype).train()
         self.ids = self.golden["in/img_ids"]
-        self.regions, self.tokens = self.golden["in/images"].to(dtype), self.golden["in/captions"]
-        self.region_mask = torch.arange(self.regions.shape[1]) < self.golden["in/img_lengths"][:, None]
-        self.mask = torch.arange(self.tokens.shape[1]) < self.golden["in/lengths"][:, None]
         drawn = [self.golden[f"out/multinomial_idx_{n}"].flatten() for n in range(8) if f"out/multinomial_idx_{n}" in self.golden]
         self.model.draw = Stored(drawn)
 
@@ -71,12 +84,6 @@ class Case:
 
     def loss(self):
         return self.model.loss(*self.encode(), self.ids, self.ids)
-
-    def equal(self, found, name):
-        """``found`` is the golden tensor, if the file has it; says whether it has."""
-        if f"out/{name}" in self.golden:
-            close(found, self.golden[f"out/{name}"], name)
-        return f"out/{name}" in self.golden
 
 
 @pytest.fixture(params=CASES, ids=lambda path: path.stem)

@@ -5,6 +5,8 @@ import itertools
 import pytest
 import torch
 from fragment_checks import batch as ragged_batch
+from fragment_checks import encode_batch as encode
+from fragment_checks import widened_batch as widened
 from literal_hrem import literal_graph, literal_mechanism
 
 from itm_lib.data.dataset import Batch
@@ -48,17 +50,6 @@ def make_batch(size=6, ids=(0, 1, 1, 2, 3, 4), dtype=torch.float64, seed=1, **sh
     ids = torch.tensor(ids)
     first = (ids[:, None] == ids).int().argmax(1)
     return Batch(regions[first], region_mask[first], tokens, token_mask, ids, ids, torch.arange(size))
-
-
-def encode(model, data):
-    return model.encode_images(data.regions, data.region_mask), model.encode_captions(data.tokens, data.token_mask)
-
-
-def widened(data):
-    """The same batch with more padding, and something in it."""
-    pad = torch.nn.functional.pad
-    return Batch(pad(data.regions, (0, 0, 0, 3), value=5.0), pad(data.region_mask, (0, 3)), pad(data.tokens, (0, 4), value=7),
-                 pad(data.token_mask, (0, 4)), data.image_ids, data.caption_image_ids, data.caption_ids)
 
 
 def fixed_draws(weights):
