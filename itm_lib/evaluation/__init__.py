@@ -1,4 +1,4 @@
-"""Measuring: ranks, protocols, foils, pointing, gates, and the one door to the test split.
+"""Measuring: ranks, protocols, foils, pointing, gates, sets, and the one door to the test split.
 
 Results on disk and their tables are in :mod:`itm_lib.evaluation.report`.
 """
@@ -17,9 +17,10 @@ from itm_lib.evaluation.protocols import (
 from itm_lib.evaluation.ranking import RetrievalMetrics, ceiling, map_at_r, retrieval_ranks
 from itm_lib.evaluation.scenes import foil_accuracy, pointing_accuracy
 from itm_lib.evaluation.scoring import encode_dataset, open_split, similarity_matrix
+from itm_lib.evaluation.sets import centre_scores, circular_variance, set_statistics
 
 __all__ = [
-    "PROTOCOLS", "RetrievalMetrics", "ceiling", "coco_1k_fivefold", "coco_5k", "coco_test_ids", "eccv_caption_metrics",
+    "PROTOCOLS", "RetrievalMetrics", "ceiling", "centre_scores", "circular_variance", "coco_1k_fivefold", "coco_5k", "coco_test_ids", "eccv_caption_metrics",
     "encode_dataset", "evaluate", "evaluate_scores", "f30k_1k", "foil_accuracy", "gate_statistics", "map_at_r", "open_split",
-    "pointing_accuracy", "retrieval_ranks", "similarity_matrix",
+    "pointing_accuracy", "retrieval_ranks", "set_statistics", "similarity_matrix",
 ]

@@ -30,6 +30,7 @@ from itm_lib.evaluation.gates import gate_statistics
 from itm_lib.evaluation.ranking import KS, RetrievalMetrics, ceiling, checked_caption_to_image, map_at_r, score_array
 from itm_lib.evaluation.scenes import foil_accuracy, pointing_accuracy
 from itm_lib.evaluation.scoring import encode_dataset, open_for, similarity_matrix
+from itm_lib.evaluation.sets import set_statistics
 from itm_lib.files import InputError
 from itm_lib.losses import positive_mask
 from itm_lib.models.base import MatchingModel
@@ -175,7 +176,8 @@ def _package_metrics(package: Any, benchmark: str, lists: dict[str, dict[int, li
 
 def evaluate_scores(scores: Tensor | np.ndarray, dataset: ImageCaptionDataset) -> dict[str, float]:
     """Recalls, rsum and ranks of ``scores`` (I, C) of a split and, where its exact truth is known, i2t/t2i_map_at_r,
-    i2t/t2i_r_precision and the perfect matcher's recalls as ceiling_*. All in percent but the ranks.
+    i2t/t2i_r_precision, i2t/t2i_exact_r1 (whichever true candidate is first) and the perfect matcher's recalls as ceiling_*.
+    All in percent but the ranks.
     """
     expected = (dataset.num_images, dataset.num_captions)
     if tuple(scores.shape) != expected:
@@ -194,7 +196,8 @@ def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batc
 
     ``evaluate_scores`` of the similarity matrix; with foils/<split>.jsonl the ``foil_accuracy``; with scenes.jsonl
     the ``pointing_accuracy``, if the model has an attention to look at; ``gate_statistics`` (fractions, not percent), if it
-    has gates: positive are the pairs that are true, if the split has its exact truth, otherwise the listed ones.
+    has gates: positive are the pairs that are true, if the split has its exact truth, otherwise the listed ones; ``set_statistics``, if
+    its embeddings are sets.
     """
     folder = Path(folder)
     dataset = open_for(model, folder, split)
@@ -204,6 +207,7 @@ def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batc
         result.update(foil_accuracy(model, folder, split, batch_size, device))
     if (folder / "scenes.jsonl").is_file():
         result.update(pointing_accuracy(model, folder, split, batch_size, device))
+    result.update(set_statistics(images, captions, dataset))
     positives = dataset.truth
     if positives is None:
         positives = positive_mask(torch.arange(dataset.num_images), torch.as_tensor(dataset.caption_to_image))

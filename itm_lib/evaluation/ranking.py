@@ -1,4 +1,4 @@
-"""Ranks, recall, mAP@R, R-Precision and the ceiling of a score matrix.
+"""Ranks, recall, mAP@R, R-Precision, exact R@1 and the ceiling of a score matrix.
 
 Scores are (I, C): a row an image, a column a caption, higher is better. Two directions: i2t ranks the captions of
 each image (caption retrieval), t2i ranks the images of each caption (image retrieval). All numbers but ranks are in
@@ -89,22 +89,23 @@ def retrieval_ranks(scores: Tensor | np.ndarray, caption_to_image: Tensor | np.n
 
 
 def map_at_r(scores: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> dict[str, float]:
-    """mAP@R and R-Precision from the exact many-to-many ``truth`` (I, C) bool, in percent, of both directions.
+    """mAP@R, R-Precision and R@1 from the exact many-to-many ``truth`` (I, C) bool, in percent, of both directions.
 
     For a query with R true candidates, P@k the share of true ones among its first k and rel_k whether the k-th is true:
-    AP@R = 1/R Σ_{k≤R} P@k rel_k and R-Precision = P@R. A tie between a true and a false candidate puts the false one
-    first. Queries without a true candidate are left out. Keys: i2t_map_at_r, t2i_map_at_r, i2t_r_precision,
-    t2i_r_precision.
+    AP@R = 1/R Σ_{k≤R} P@k rel_k, R-Precision = P@R, and exact R@1 = P@1, whichever of the true ones it is. A tie between a
+    true and a false candidate puts the false one first. Queries without a true candidate are left out. Keys: i2t_map_at_r,
+    t2i_map_at_r, i2t_r_precision, t2i_r_precision, i2t_exact_r1, t2i_exact_r1.
     """
     values, relevant = score_array(scores), _truth(truth)
     if relevant.shape != values.shape:
         raise InputError(f"scores are {values.shape} but truth is {relevant.shape}; both are images x captions")
-    i2t, t2i = _average_precision(values, relevant), _average_precision(values.T, relevant.T)
-    return {"i2t_map_at_r": i2t[0], "t2i_map_at_r": t2i[0], "i2t_r_precision": i2t[1], "t2i_r_precision": t2i[1]}
+    ways = _precisions(values, relevant), _precisions(values.T, relevant.T)
+    names = ("map_at_r", "r_precision", "exact_r1")
+    return {f"{way}_{name}": found[place] for place, name in enumerate(names) for way, found in zip(("i2t", "t2i"), ways)}
 
 
-def _average_precision(values: np.ndarray, relevant: np.ndarray) -> tuple[float, float]:
-    """(mAP@R, R-Precision) in percent; rows are queries."""
+def _precisions(values: np.ndarray, relevant: np.ndarray) -> tuple[float, float, float]:
+    """(mAP@R, R-Precision, R@1) in percent; rows are queries."""
     queries, candidates = np.nonzero(relevant)                           # one entry a true pair, sorted by query
     if not len(queries):
         raise InputError("truth marks no pair as true: there is nothing to rank")
@@ -123,7 +124,7 @@ def _average_precision(values: np.ndarray, relevant: np.ndarray) -> tuple[float,
     asked = counts > 0
     precision = np.bincount(queries, weights=inside * found / rank, minlength=len(relevant))[asked] / counts[asked]
     hits = np.bincount(queries, weights=inside, minlength=len(relevant))[asked] / counts[asked]
-    return 100.0 * float(precision.mean()), 100.0 * float(hits.mean())
+    return 100.0 * float(precision.mean()), 100.0 * float(hits.mean()), 100.0 * float((rank == 1).sum() / asked.sum())
 
 
 def ceiling(truth: Tensor | np.ndarray, caption_to_image: Tensor | np.ndarray) -> dict[str, float]:

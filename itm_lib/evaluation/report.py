@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 _LABELS = {"rsum": "rSum", "median_rank": "median rank", "mean_rank": "mean rank", "map_at_r": "mAP@R",
-           "r_precision": "R-Precision", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
+           "r_precision": "R-Precision", "exact_r1": "exact R@1", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
 _NAMES = {"flickr30k": "Flickr30K", "coco": "COCO", "vse": "VSE++", "scan": "SCAN", "camp": "CAMP", "hrem": "HREM",
           "dive": "DivE", "sco": "SCO", "vse_infinity": "VSE∞"}
 

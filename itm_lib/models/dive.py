@@ -16,7 +16,7 @@ c(x, y)                           products                  cosines of the eleme
 smooth-Chamfer, α                 smooth_chamfer            ½ mean_x (1/α) log Σ_y exp(α c) + ½ mean_y (1/α) log Σ_x exp(α c)
 L_tri, L_mmd, L_div               hinge_loss, mmd,          hinge loss with every caption of an image a positive of its own;
                                   closeness_of_pairs        modalities apart; slots of one sample alike
-circular variance                 circular_variance         1 - ‖mean of a set's elements‖: 0 where the set has collapsed
+circular variance                 evaluation.sets           1 - ‖mean of a set's elements‖: 0 where the set has collapsed
 ================================  ========================  =============================================================
 
 ``aggregation``: ``"slot_attention"``; ``"pie_net"``, K attention maps and a sigmoid (Song and Soleymani, Polysemous
@@ -336,15 +336,6 @@ class SetPrediction(nn.Module):
 def unit(x: Tensor) -> Tensor:
     """x / max(‖x‖, 1e-12) along the last axis."""
     return nn.functional.normalize(x, dim=-1)
-
-
-def circular_variance(sets: Tensor) -> Tensor:
-    """1 - ‖mean of the elements‖ (n,) of sets (n,K,d) of unit vectors: 0 where all elements are the same, at most 1.
-
-    >>> circular_variance(torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [-1.0, 0.0]]]))
-    tensor([0., 1.])
-    """
-    return 1 - torch.linalg.vector_norm(sets.mean(1), dim=-1)
 
 
 # --- Similarity of two sets ---------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from fragment_checks import widened_batch as widened
 from literal_dive import literal_diversity, literal_mmd, literal_position, literal_set, literal_similarity, literal_triplet
 
 from itm_lib.data.dataset import Batch
+from itm_lib.evaluation import circular_variance
 from itm_lib.files import InputError
 from itm_lib.losses import semi_hard_loss
 from itm_lib.models import DivE, DiveConfig, Encoding, build_model, load_model
 from itm_lib.models.dive import (
     Attention,
-    circular_variance,
     closeness_of_pairs,
     gram_diversity,
     mmd,
