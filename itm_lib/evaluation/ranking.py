@@ -124,7 +124,7 @@ def _precisions(values: np.ndarray, relevant: np.ndarray) -> tuple[float, float,
     asked = counts > 0
     precision = np.bincount(queries, weights=inside * found / rank, minlength=len(relevant))[asked] / counts[asked]
     hits = np.bincount(queries, weights=inside, minlength=len(relevant))[asked] / counts[asked]
-    return 100.0 * float(precision.mean()), 100.0 * float(hits.mean()), 100.0 * float((rank == 1).sum() / asked.sum())
+    return 100.0 * float(precision.mean()), 100.0 * float(hits.mean()), 100.0 * int((rank == 1).sum()) / int(asked.sum())
 
 
 def ceiling(truth: Tensor | np.ndarray, caption_to_image: Tensor | np.ndarray) -> dict[str, float]:

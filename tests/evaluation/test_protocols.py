@@ -158,7 +158,7 @@ def test_evaluate_is_the_parts_put_together(folder, model):
     got = evaluate(model, folder)
     assert got == pytest.approx(evaluate_scores(scores, dataset))
     assert got["rsum"] == RetrievalMetrics.from_scores(scores, dataset.caption_to_image).rsum
-    assert {"i2t_map_at_r", "t2i_r_precision", "ceiling_t2i_r1", "ceiling_rsum"} <= set(got)
+    assert {"i2t_map_at_r", "t2i_r_precision", "i2t_exact_r1", "ceiling_t2i_r1", "ceiling_rsum"} <= set(got)
     assert all(type(value) is float for value in got.values())
     assert evaluate(model, folder, "val") != got
 

@@ -89,11 +89,11 @@ def test_bad_scores_are_one_line(change, line):
 
 
 def package_numbers(scores, truth):
-    """The package's mAP@R and R-Precision, in percent, from full ranked lists without ties."""
+    """The package's mAP@R, R-Precision and R@1, in percent, from full ranked lists without ties."""
     ranked = {query: np.argsort(-row).tolist() for query, row in enumerate(scores)}
     wanted = {query: np.nonzero(row)[0].tolist() for query, row in enumerate(truth) if row.any()}
     result = package.compute_eccv_metrics(ranked, wanted)
-    return 100 * result["eccv_map_at_r"], 100 * result["eccv_rprecision"]
+    return [100 * result[name] for name in ("eccv_map_at_r", "eccv_rprecision", "eccv_r1")]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -102,8 +102,9 @@ def test_map_at_r_is_the_packages(seed):
     scores, truth = rng.permutation(12 * 30).reshape(12, 30).astype(np.float32), rng.random((12, 30)) < 0.2
     truth[3], truth[:, 5] = False, False  # a picture and a caption that nothing is true of
     got = map_at_r(torch.from_numpy(scores), torch.from_numpy(truth))
-    assert (got["i2t_map_at_r"], got["i2t_r_precision"]) == pytest.approx(package_numbers(scores, truth))
-    assert (got["t2i_map_at_r"], got["t2i_r_precision"]) == pytest.approx(package_numbers(scores.T, truth.T))
+    for way, expected in (("i2t", package_numbers(scores, truth)), ("t2i", package_numbers(scores.T, truth.T))):
+        assert [got[f"{way}_{name}"] for name in ("map_at_r", "r_precision", "exact_r1")] == pytest.approx(expected)
+    assert len(got) == 6
 
 
 def test_map_at_r_by_hand():
@@ -111,6 +112,7 @@ def test_map_at_r_by_hand():
     got = map_at_r(np.array([[9.0, 8, 7, 6, 5]]), np.array([[True, False, True, True, False]]))
     assert got["i2t_map_at_r"] == pytest.approx(100 * (1 + 2 / 3) / 3)
     assert got["i2t_r_precision"] == pytest.approx(200 / 3)
+    assert got["i2t_exact_r1"] == 100.0
     assert got["t2i_map_at_r"] == 100.0  # with one picture every caption that has a true one finds it
 
 
@@ -122,7 +124,16 @@ def test_map_at_r_does_not_depend_on_the_block_and_ties_count_against(monkeypatc
     assert map_at_r(scores, truth) == whole
     lowered = map_at_r(scores - 1e-6 * truth, truth)  # every true one just below what it tied with
     assert whole == pytest.approx(lowered)
-    assert map_at_r(np.zeros((10, 14)), np.eye(10, 14) > 0)["i2t_map_at_r"] == 0.0
+    assert set(map_at_r(np.zeros((10, 14)), np.eye(10, 14) > 0).values()) == {0.0}
+
+
+def test_exact_r1_takes_any_true_candidate():
+    """Of 3 captions, each written for a picture of its own, the first is true of picture 1 too and scores best there."""
+    scores, truth = np.array([[5.0, 1, 2], [4, 3, 0], [0, 1, 1]]), np.eye(3, dtype=bool)
+    assert map_at_r(scores, truth)["i2t_exact_r1"] == pytest.approx(100 / 3)
+    assert map_at_r(scores, truth)["i2t_exact_r1"] == RetrievalMetrics.from_scores(scores, np.arange(3)).i2t_r1
+    truth[1, 0] = True
+    assert map_at_r(scores, truth)["i2t_exact_r1"] == pytest.approx(200 / 3)  # the last row's tie counts against it
 
 
 @pytest.mark.parametrize("truth, line", [

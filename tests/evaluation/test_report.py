@@ -169,7 +169,7 @@ def test_styled_keeps_the_values_and_adds_a_caption():
 
 
 @pytest.mark.parametrize("name, label", [
-    ("i2t_r1", "i2t R@1"), ("t2i_map_at_r", "t2i mAP@R"), ("ceiling_t2i_r10", "ceiling t2i R@10"), ("ceiling_rsum", "ceiling rSum"),
+    ("i2t_r1", "i2t R@1"), ("t2i_map_at_r", "t2i mAP@R"), ("i2t_exact_r1", "i2t exact R@1"), ("ceiling_t2i_r10", "ceiling t2i R@10"), ("ceiling_rsum", "ceiling rSum"),
     ("foil_object_caption", "foil object caption"), ("pointing", "pointing"), ("i2t_median_rank", "i2t median rank"),
 ])
 def test_metric_labels(name, label):
