@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from itm_lib.evaluation.ranking import RetrievalMetrics, ceiling, map_at_r
+from itm_lib.evaluation.sets import circular_variance
 from itm_lib.features.region_encoder import overlap
 from itm_lib.losses import bce_loss, distance_weights, hinge_loss
 from itm_lib.models.base import Encoding
+from itm_lib.models.dive import compete, set_similarity
 from itm_lib.models.hrem import closeness, graph_bias, match_fragments
 from itm_lib.models.layers import l2norm
 from itm_lib.models.scan import SCAN, SCANConfig
@@ -576,6 +578,115 @@ def check_distance_weights(answer: Callable[[Tensor, Tensor, float, int], Tensor
         wanted = distance_weights(1 - random[None].double() ** 2 / 2, own[None], 1.7, dim=dim)[0]
         expect(answer, (random, own, 1.7, dim), wanted, f"20 random candidates, dim = {dim}",
                mistakes(random, own, 1.7, dim), tolerance=1e-4)
+    right(answer)
+
+
+# ---- 05 DivE ------------------------------------------------------------------------------------------------------------
+
+def check_circular_variance(answer: Callable[[Tensor], Tensor]) -> None:
+    """``answer(sets (n, K, d) of unit vectors)``: 1 - ‖mean of a set's elements‖, (n,)."""
+    def mistakes(sets: Tensor) -> dict[str, Tensor]:
+        length = torch.linalg.vector_norm(sets.mean(1), dim=-1)
+        return {"that is the length of the mean, which is 1 for a collapsed set: take it from 1": length,
+                "first the mean of the vectors, then its length; each element alone has length 1": torch.zeros(len(sets)),
+                "that is 1 minus the mean cosine of all pairs, which is the squared length of the mean": 1 - length**2,
+                "that is the variance of each number; the length of the mean is asked for": sets.var(1, unbiased=False).sum(-1),
+                "divide the sum of the elements by K": 1 - torch.linalg.vector_norm(sets.sum(1), dim=-1)}
+
+    right_angle = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.6, 0.8], [0.6, 0.8]], [[1.0, 0.0], [-1.0, 0.0]]])
+    expect(answer, (right_angle,), [1 - 0.5**0.5, 0.0, 1.0], "a set at a right angle, a collapsed set and a set of opposites",
+           mistakes(right_angle))
+    for seed in range(3):
+        random = torch.nn.functional.normalize(torch.randn(5, 2 + seed, 6, generator=_seed(seed)), dim=2)
+        expect(answer, (random,), circular_variance(random), f"5 random sets of {2 + seed} elements",
+               {"the mean runs over the elements of a set, not over the sets": 1 - torch.linalg.vector_norm(random.mean(0), dim=-1), **mistakes(random)})
+    right(answer)
+
+
+def check_smooth_chamfer(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    """``answer(x (K, d), y (K', d), alpha)``: ½ mean_x (1/α) log Σ_y exp(α c) + ½ mean_y (1/α) log Σ_x exp(α c), unit vectors."""
+    def wanted(x: Tensor, y: Tensor, alpha: float, kind: str = "smooth_chamfer") -> Tensor:
+        return set_similarity(x[:, None], y[:, None], kind, alpha)[0, 0]
+
+    def mistakes(x: Tensor, y: Tensor, alpha: float) -> dict[str, Any]:
+        rows, columns = ((alpha * x @ y.T).logsumexp(axis) for axis in (1, 0))
+        whole = wanted(x, y, alpha)
+        return {"half of each of the two means": 2 * whole, "divide the logarithm by α": alpha * whole,
+                "only the elements of x look for theirs: those of y must, too": rows.mean() / alpha,
+                "only the elements of y look for theirs: those of x must, too": columns.mean() / alpha,
+                "the second half is missing: the elements of y look for theirs, too": rows.mean() / (2 * alpha),
+                "inside the logarithm is a sum, not a mean": whole - (np.log(len(x)) + np.log(len(y))) / (2 * alpha),
+                "outside the logarithm is a mean over the elements, not a sum": (rows.sum() + columns.sum()) / (2 * alpha),
+                "that is Chamfer, the limit of large α": wanted(x, y, alpha, "chamfer"),
+                "that is the best pair alone, MIL": wanted(x, y, alpha, "mil")}
+
+    x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
+    for alpha in (1.0, 4.0):
+        expect(answer, (x, y, alpha), wanted(x, y, alpha), f"a set of 2 and a set of 3, α = {alpha:g}", mistakes(x, y, alpha))
+    expect(answer, (x, y, 1000.0), wanted(x, y, 1000.0), "α = 1000, where exp overflows: torch.logsumexp does not", mistakes(x, y, 1000.0))
+    for seed in range(3):
+        pair = [torch.nn.functional.normalize(torch.randn(number, 8, generator=_seed(seed + number)), dim=1) for number in (4, 2 + seed)]
+        expect(answer, (*pair, 16.0), wanted(*pair, 16.0), f"random sets of 4 and {2 + seed}, α = 16", mistakes(*pair, 16.0))
+    right(answer)
+
+
+def check_slot_shares(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """``answer(logits (K, F), mask (F,) bool)``: softmax over the slots, 0 for padding, then each slot's shares, (K, F)."""
+    def mistakes(logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        claims = logits.softmax(0)
+        masked = claims * mask
+        minus = torch.full_like(logits, torch.finfo(logits.dtype).min)
+        leaked = torch.where(mask, logits, minus).softmax(0)
+        return {"that is an ordinary softmax over the fragments: here the slots compete for each fragment":
+                logits.masked_fill(~mask, -torch.inf).softmax(1),
+                "that is what the slots claim; now divide each slot's row by its sum": masked,
+                "the padded fragment takes part": claims / claims.sum(1, keepdim=True),
+                "a mask before the softmax over slots does nothing: a padded fragment has 1/K in every slot": leaked / leaked.sum(1, keepdim=True),
+                "divide by the sum over the fragments, along a row": masked / masked.sum(0, keepdim=True).clamp(min=1e-7),
+                "the shares must add up again after the mask": claims / claims.sum(1, keepdim=True) * mask}
+
+    logits, every = torch.tensor([[3.0, 1.0, 0.0], [2.5, 2.0, 1.0]]), torch.tensor([True, True, True])
+    for mask, case in ((every, "two slots and three fragments"), (every.logical_and(torch.arange(3) < 2), "the same, the third fragment is padding")):
+        expect(answer, (logits, mask), compete(logits[None, None], mask[None])[0, 0], case, mistakes(logits, mask))
+    for seed in range(3):
+        random, mask = 2 * torch.randn(4, 7, generator=_seed(seed)), torch.arange(7) < 4 + seed
+        expect(answer, (random, mask), compete(random[None, None], mask[None])[0, 0], "4 random slots and 7 fragments, some of them padding",
+               mistakes(random, mask))
+    right(answer)
+
+
+def check_choice(answer: Callable[[Callable[[float, int], float], Sequence[float], Sequence[int]], tuple[float, bool]]) -> None:
+    """``answer(fit, candidates, seeds)``: the candidate with the best mean of ``fit(candidate, seed)`` over the seeds, and whether it is
+    ahead of every other candidate with every seed; each pair is fitted once."""
+    seeds = [0, 1, 2]
+
+    def judge(table: Mapping[float, Sequence[float]], case: str, further: Mapping[str, Any]) -> None:
+        fitted: list[tuple[float, int]] = []
+
+        def fit(candidate: float, seed: int) -> float:
+            fitted.append((candidate, seed))
+            return table[candidate][seed]
+
+        means = {candidate: float(np.mean(values)) for candidate, values in table.items()}
+        best = max(means, key=means.__getitem__)
+        clear = all(mine > theirs for other, values in table.items() if other != best for mine, theirs in zip(table[best], values))
+        expect(answer, (fit, list(table), seeds), [best, clear], case, {
+            **further,
+            "the choice is right; it is clear only if it is ahead with every seed, seed by seed": [best, not clear],
+            "that is the worst candidate: a higher rsum is better": [min(means, key=means.__getitem__), False]}, tolerance=1e-9)
+        name = getattr(answer, "__name__", "the answer")
+        if len(fitted) != len(set(fitted)):
+            raise NotRight(f"{name} trains {len(fitted)} times for {len(set(fitted))} candidates and seeds: keep what fit returns")
+        if set(fitted) != {(candidate, seed) for candidate in table for seed in seeds}:
+            raise NotRight(f"{name} leaves out a candidate or a seed on {case}")
+
+    judge({1.0: [400.0, 410.0, 405.0], 16.0: [420.0, 425.0, 431.0], 64.0: [415.0, 424.0, 419.0]}, "three values of α, one ahead with every seed",
+          {"that is the last candidate, the best is asked for": [64.0, False]})
+    lucky = "one lucky seed does not make a candidate the best: compare the means"
+    judge({1.0: [430.0, 380.0, 390.0], 16.0: [410.0, 412.0, 408.0]}, "two values of α, one with a lucky seed",
+          {lucky: [1.0, False], "ahead on average is not clear: with one seed it is behind": [16.0, True]})
+    judge({4.0: [414.0, 409.0, 420.0], 1.0: [404.0, 400.0, 410.0]}, "two values of α; the seeds differ more than they do",
+          {"compare seed by seed: that the ranges overlap does not matter, the same seed has the same luck": [4.0, False]})
     right(answer)
 
 

@@ -162,6 +162,43 @@ def negative_chances(distances, positives, cutoff, dim, sign=-1, stable=True, ow
     return logs.softmax(0) if stable else logs.exp() / logs.exp().sum()
 
 
+# ---- 05 DivE -------------------------------------------------------------------------------------------------------------
+
+def variance_of_sets(sets, axis=1, first=False, inverted=True, squared=False):
+    length = sets.norm(dim=2).mean(1) if first else sets.mean(axis).norm(dim=-1)
+    length = length**2 if squared else length
+    return 1 - length if inverted else length
+
+
+def soft_chamfer(x, y, alpha, stable=True, pool=torch.mean, half=True, scaled=True, both=True, inner=False):
+    values = alpha * x @ y.T
+    sums = [values.logsumexp(axis) if stable else values.exp().sum(axis).log() for axis in (1, 0)]
+    if inner:
+        sums = [sums[0] - torch.tensor(float(len(y))).log(), sums[1] - torch.tensor(float(len(x))).log()]
+    whole = pool(sums[0]) + (pool(sums[1]) if both else 0)
+    return whole / ((2 if half else 1) * (alpha if scaled else 1))
+
+
+def slot_shares(logits, mask, axis=0, late=True, shares=True, leak=False):
+    if not late:
+        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min if leak else -torch.inf)
+    weights = logits.softmax(axis)
+    weights = weights.masked_fill(~mask, 0) if late else weights
+    return weights / weights.sum(1, keepdim=True) if shares else weights
+
+
+def choose(fit, candidates, seeds, mean=True, paired=True, again=False, highest=True):
+    table = {candidate: [fit(candidate, seed) for seed in seeds] for candidate in candidates}
+    rank = (lambda candidate: sum(table[candidate])) if mean else (lambda candidate: max(table[candidate]))
+    best = (max if highest else min)(candidates, key=rank)
+    others = [table[candidate] for candidate in candidates if candidate != best]
+    if again:
+        fit(best, seeds[0])
+    if paired:
+        return best, all(mine > theirs for other in others for mine, theirs in zip(table[best], other))
+    return best, all(min(table[best]) > max(other) for other in others)
+
+
 CASES = [
     (coursework.check_caption_recall, caption_recall, [
         (lambda s, o, k: caption_recall(s, o, k, ties_against=False), "ties count against the query"),
@@ -294,6 +331,39 @@ CASES = [
         (lambda d, p, c, n: negative_chances(d, p, 3.0, n), "beyond the cutoff"),
         (lambda d, p, c, n: negative_chances(d, p, c, n, stable=False), "NaN.*work with logarithms"),
         (lambda d, p, c, n: negative_chances(d, p, c, 512), "the exponents are"),
+    ]),
+    (coursework.check_circular_variance, variance_of_sets, [
+        (lambda s: variance_of_sets(s, inverted=False), "take it from 1"),
+        (lambda s: variance_of_sets(s, first=True), "each element alone has length 1"),
+        (lambda s: variance_of_sets(s, squared=True), "mean cosine of all pairs"),
+        (lambda s: s.var(1, unbiased=False).sum(-1), "mean cosine of all pairs|variance of each number"),
+        (lambda s: 1 - s.sum(1).norm(dim=-1), "divide the sum"),
+        (lambda s: torch.zeros(3) if len(s) == 3 else variance_of_sets(s, axis=0), "each element alone has length 1"),
+    ]),
+    (coursework.check_smooth_chamfer, soft_chamfer, [
+        (lambda x, y, a: soft_chamfer(x, y, a, stable=False), r"returns (inf|NaN)|gives inf on α = 1000, where exp overflows"),
+        (lambda x, y, a: soft_chamfer(x, y, a, half=False), "half of each"),
+        (lambda x, y, a: soft_chamfer(x, y, 2 * a, scaled=False), "the answer is"),
+        (lambda x, y, a: soft_chamfer(x, y, a, both=False), "the second half is missing"),
+        (lambda x, y, a: soft_chamfer(x, y, a, inner=True), "a sum, not a mean"),
+        (lambda x, y, a: soft_chamfer(x, y, a, pool=torch.sum), "a mean over the elements"),
+        (lambda x, y, a: ((x @ y.T).amax(1).mean() + (x @ y.T).amax(0).mean()) / 2, "that is Chamfer"),
+        (lambda x, y, a: (x @ y.T).amax(), "MIL"),
+    ]),
+    (coursework.check_slot_shares, slot_shares, [
+        (lambda g, m: slot_shares(g, m, axis=1, late=False, shares=False), "the slots compete"),
+        (lambda g, m: slot_shares(g, m, shares=False), "divide each slot's row"),
+        (lambda g, m: slot_shares(g, torch.ones_like(m)), "the padded fragment takes part"),
+        (lambda g, m: slot_shares(g, m, late=False, leak=True), "1/K in every slot"),
+        (lambda g, m: slot_shares(g, m, late=False), "returns NaN"),
+    ]),
+    (coursework.check_choice, choose, [
+        (lambda f, c, s: choose(f, c, s, mean=False), "one lucky seed"),
+        (lambda f, c, s: choose(f, c, s, paired=False), "seed by seed"),
+        (lambda f, c, s: choose(f, c, s, highest=False), "the worst candidate"),
+        (lambda f, c, s: choose(f, c, s, again=True), "keep what fit returns"),
+        (lambda f, c, s: choose(f, c, s[:1]), "the answer is|leaves out"),
+        (lambda f, c, s: (choose(f, c, s)[0], True), "ahead on average is not clear"),
     ]),
 ]
 CHECKERS = {checker.__name__: (checker, answer, wrong) for checker, answer, wrong in CASES}
