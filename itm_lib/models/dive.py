@@ -7,7 +7,8 @@ fragments. Symbols of the paper and their names here:
 
 ================================  ========================  =============================================================
 local, global features            RegionFeatures,           fragments (n,F,·), and one vector a sample (n,d): the
-                                  WordFeatures              maximum over regions; the last states of the GRU
+                                  WordFeatures,             maximum over regions; the last states of the GRU, or the
+                                  PieceFeatures             maximum over BERT's states
 E⁰, element slots                 slots (K,d)               learned, the same for all samples
 slot attention, T iterations      SetDecoder                all with the same weights
 softmax over slots, then a share  compete                   slots compete for a fragment; a slot's shares add up to 1
@@ -18,6 +19,10 @@ L_tri, L_mmd, L_div               hinge_loss, mmd,          hinge loss with ever
                                   closeness_of_pairs        modalities apart; slots of one sample alike
 circular variance                 evaluation.sets           1 - ‖mean of a set's elements‖: 0 where the set has collapsed
 ================================  ========================  =============================================================
+
+``text_encoder="bert"``: local features are BERT's last hidden states, mapped to d, and the global feature is their maximum over
+the true word pieces, or the state of the first, [CLS]. The released code has a BERT that cannot be built; this is the same linear
+map as in VSE∞ (Chen et al., Learning the Best Pooling Strategy for Visual Semantic Embedding, CVPR 2021), less its pooling.
 
 ``aggregation``: ``"slot_attention"``; ``"pie_net"``, K attention maps and a sigmoid (Song and Soleymani, Polysemous
 Visual-Semantic Embedding, CVPR 2019); ``"transformer"``, a decoder whose softmax is over the fragments, so that slots do not
@@ -51,7 +56,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -61,34 +66,33 @@ from itm_lib.losses import matched_pairs, positive_mask, semi_hard_loss
 from itm_lib.models.base import Encoding
 from itm_lib.models.dropping import drop_fragments
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
-from itm_lib.models.hinge import HingeConfig, HingeModel
+from itm_lib.models.hinge import HingeModel
 from itm_lib.models.layers import full_mask, masked_max, score_dtype
+from itm_lib.models.pretrained import BertWords, WordsConfig
 
 Similarity = Literal["smooth_chamfer", "euclidean_smooth_chamfer", "chamfer", "mil", "match_probability"]
 COPIES = 3        # tensors of the size of the products that scoring holds at once
 SAFE = 80.0       # exp of minus this is still a float32
 
 
-class DiveConfig(HingeConfig):
+class DiveConfig(WordsConfig):
     """Settings of DivE. The defaults are the released model's on COCO (regions, GRU).
 
     ``num_slots`` K of images, and of captions unless ``caption_slots`` says another number. ``iterations`` T; without
     ``share_weights`` each has its own. ``norm_position``: LayerNorm before each step, and after the last ("pre"), or after each
-    step ("post"). ``text_local``: the word embeddings, or the GRU's states; ``text_global``: the last states, or the maximum
-    over words. ``gram_weight`` and ``query_weight`` are of released regularisers that the paper does not use.
+    step ("post"). ``text_local``: the word embeddings, or the GRU's or BERT's states; ``text_global``: the GRU's last states, the
+    maximum over words, or BERT's first state; with a BERT they are "states" and "max" unless another is given. ``gram_weight``
+    and ``query_weight`` are of released regularisers that the paper does not use.
     """
 
     official: ClassVar[dict[str, Any]] = {"mask_before_slot_softmax": False, "position_over": "padded",
                                           "masked_batch_norm": False, "norm_momentum": 0.19, "learned_match": False}
 
-    word_dim: PositiveInt = 300
-    gru_layers: PositiveInt = 1
-    bidirectional: bool = True
     image_projection: Projection = "linear"
     masked_batch_norm: bool = True
     norm_momentum: float = Field(0.1, gt=0, le=1)
     text_local: Literal["words", "states"] = "words"
-    text_global: Literal["last", "max"] = "last"
+    text_global: Literal["last", "max", "first"] = "last"
     num_slots: PositiveInt = 4
     caption_slots: PositiveInt | None = None
     aggregation: Literal["slot_attention", "pie_net", "transformer"] = "slot_attention"
@@ -114,13 +118,23 @@ class DiveConfig(HingeConfig):
     query_weight: NonNegativeFloat = 0.0
     dropout: float = Field(0.1, ge=0, lt=1)
     region_dropping: float = Field(0.2, ge=0, lt=1)
-    word_dropping: float = Field(0.2, ge=0, lt=1)
-    mask_id: NonNegativeInt | None = None    # of a masked word; None: <unk>
     image_lr_scale: PositiveFloat = 0.1
     text_set_lr_scale: PositiveFloat = 0.1
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_bert(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("text_encoder") == "bert":
+            return {"text_local": "states", "text_global": "max", **values}
+        return values
+
     @model_validator(mode="after")
     def _together(self) -> DiveConfig:
+        bert = self.text_encoder == "bert"
+        if bert and (self.text_local == "words" or self.text_global == "last"):
+            raise ValueError("text_local 'words' and text_global 'last' are of the GRU: a BERT has 'states', and 'max' or 'first'")
+        if not bert and self.text_global == "first":
+            raise ValueError("text_global 'first' is of a BERT: a GRU has 'last' or 'max'")
         if self.query_weight and self.aggregation == "pie_net":
             raise ValueError("query_weight needs slots, which aggregation 'pie_net' has none of")
         return self
@@ -172,6 +186,22 @@ class WordFeatures(WordGRU):
         states, final = self.run(words, token_mask)
         whole = final if self.whole == "last" else masked_max(states, token_mask)
         return words if self.local == "words" else states, self.dropout(whole)
+
+
+class PieceFeatures(BertWords):
+    """Tokens (C,W) with mask (C,W) -> local (C,W,d), global (C,d): BERT's states mapped to d, their maximum or the first.
+
+    Each has a dropout of its own, as of regions.
+    """
+
+    def __init__(self, config: DiveConfig):
+        super().__init__(config)
+        self.whole, self.dropout = config.text_global, nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+        states = super().forward(tokens, token_mask)
+        whole = self.dropout(states)
+        return self.dropout(states), whole[:, 0] if self.whole == "first" else masked_max(whole, token_mask)
 
 
 # --- From fragments to K slots ------------------------------------------------------------------------------------------
@@ -421,8 +451,13 @@ class DivE(HingeModel):
 
     def __init__(self, config: DiveConfig):
         super().__init__()
+        self.image = RegionFeatures(config)
+        if config.text_encoder == "bert":
+            self.text: nn.Module = PieceFeatures(config)
+            config = self.text.filled
+        else:
+            self.text = WordFeatures(config)
         self.config = config
-        self.image, self.text = RegionFeatures(config), WordFeatures(config)
         self.image_set = SetPrediction(config, config.embed_dim, config.slots[0])
         word_dim = config.word_dim if config.text_local == "words" else config.embed_dim
         self.text_set = SetPrediction(config, word_dim, config.slots[1])
@@ -430,9 +465,10 @@ class DivE(HingeModel):
             self.match = nn.Parameter(torch.tensor([1.0, 0.0]))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The image side at ``image_lr_scale``, the captions' set prediction at ``text_set_lr_scale`` of the learning rate."""
+        """The image side at ``image_lr_scale``, the captions' set prediction at ``text_set_lr_scale``, BERT at ``bert_lr_scale``
+        of the learning rate."""
         scales = {"image.": self.config.image_lr_scale, "image_set.": self.config.image_lr_scale,
-                  "text_set.": self.config.text_set_lr_scale}
+                  "text_set.": self.config.text_set_lr_scale, "text.bert.": self.config.bert_lr_scale}
         groups: dict[float, list[nn.Parameter]] = {}
         for name, value in self.named_parameters():
             scale = next((scale for start, scale in scales.items() if name.startswith(start)), 1.0)
@@ -513,7 +549,7 @@ class DivE(HingeModel):
 
     def drop(self, batch: Batch) -> Batch:
         """``batch`` with regions and words dropped at random."""
-        return drop_fragments(batch, self.config)
+        return drop_fragments(batch, self.config, getattr(self.text, "continues", None))
 
     def loss(self, images: Encoding, captions: Encoding, image_ids: Tensor, caption_image_ids: Tensor) -> dict[str, Tensor]:
         """``loss`` and its terms, before their weights: ``i2t``, ``t2i`` of the hinge loss; those of ``mmd``, ``diversity``,

@@ -52,50 +52,38 @@ below the cutoff. Small models then start better with less.
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from itm_lib.data.captions import WordPieces, pretrained_folder
 from itm_lib.data.dataset import Batch
 from itm_lib.files import InputError
 from itm_lib.losses import collapsed_triplet, draw_negatives, hinge_loss, matched_pairs, positive_mask, sampled_triplet_loss
 from itm_lib.models.base import Encoding
 from itm_lib.models.dropping import drop_fragments
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
-from itm_lib.models.hinge import HingeConfig, HingeModel
+from itm_lib.models.hinge import HingeModel
 from itm_lib.models.layers import full_mask, l2norm, masked_mean, score_dtype
+from itm_lib.models.pretrained import BertWords, WordsConfig
 
 TINY = 1e-12        # lengths are clamped here
 # Bytes of a block of the product of fragments, and of what follows it, which is faster in a CPU's cache.
 CPU_BLOCKS, DEVICE_BLOCKS = (2**25, 2**20), (2**28, 2**28)
 
 
-class HremConfig(HingeConfig):
+class HremConfig(WordsConfig):
     """Settings of HREM. The defaults are the released model's on Flickr30K; on COCO relation_weight=1.5, distance_cutoff=1.9.
 
-    ``text_encoder="bert"`` takes ``bert``, a folder or a name on the Hugging Face Hub; captions are then cut into BERT's own word
-    pieces. ``bert_config``: that model's architecture, filled in when it is made, so that a saved model needs no ``bert``.
     ``relation_warmup``: training steps without the instance level. ``warmup_epochs`` is of the hinge loss.
     """
 
     official: ClassVar[dict[str, Any]] = {"reduction": "sum", "masked_batch_norm": False, "mask_adjacency": False}
 
-    text_encoder: Literal["gru", "bert"] = "gru"
-    word_dim: PositiveInt = 300
-    gru_layers: PositiveInt = 1
-    bidirectional: bool = True
-    bert: str | None = None
-    bert_config: dict[str, Any] | None = None
-    mask_id: NonNegativeInt | None = None    # of a masked word; None: <unk> for the GRU, the tokenizer's for BERT
     image_projection: Projection = "linear"
     image_norm: bool = True
     text_norm: bool = True
@@ -104,7 +92,6 @@ class HremConfig(HingeConfig):
     num_heads: PositiveInt = 16
     dropout: float = Field(0.1, ge=0, lt=1)
     region_dropping: float = Field(0.2, ge=0, lt=1)
-    word_dropping: float = Field(0.2, ge=0, lt=1)
     masked_batch_norm: bool = True
     mask_adjacency: bool = True
     mechanism: Literal["fusion", "standalone", "none"] = "fusion"
@@ -125,24 +112,13 @@ class HremConfig(HingeConfig):
     cross_loss: bool = True                  # False: L(v,u) + L(v~,u~)
     reg_weight: NonNegativeFloat = 10.0
     relation_warmup: NonNegativeInt = 0
-    bert_lr_scale: PositiveFloat = 0.1
     graph_lr_scale: PositiveFloat = 1.0
 
     @model_validator(mode="after")
     def _together(self) -> HremConfig:
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}")
-        if self.text_encoder == "bert" and self.bert is None and self.bert_config is None:
-            raise ValueError("text_encoder 'bert' needs bert, a folder or a name like bert-base-uncased")
         return self
-
-    @property
-    def token_kind(self) -> str:
-        return "pieces" if self.text_encoder == "bert" else "words"
-
-    @property
-    def tokenizer(self) -> str | None:
-        return self.bert if self.text_encoder == "bert" else None
 
     @property
     def learns_relevance(self) -> bool:
@@ -235,94 +211,6 @@ class GruWords(WordGRU):
 
     def forward(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
         return super().forward(tokens, token_mask)[0]
-
-
-class BertWords(nn.Module):
-    """x = W b + b' of BERT's last hidden states b: tokens (C,W) with mask (C,W) -> (C,W,d), computed on padding too.
-
-    ``continues`` (vocab_size,) bool: tokens that go on with the word before, "##ing". Reads ``config.bert`` where there is no
-    ``config.bert_config``, and then ``filled`` is the config with the architecture and the mask's id.
-    """
-
-    continues: Tensor
-
-    def __init__(self, config: HremConfig):
-        super().__init__()
-        from transformers import AutoConfig, AutoModel  # only here: it takes seconds to import
-
-        continues = torch.zeros(config.vocab_size, dtype=torch.bool)
-        if config.bert_config is None:
-            self.bert, mask_id = read_bert(config.bert), config.mask_id
-            check_vocabulary(config.vocab_size, self.bert.config.vocab_size)
-            if config.word_dropping:
-                pieces = WordPieces.from_pretrained(config.bert)
-                check_vocabulary(config.vocab_size, len(pieces))
-                continues[pieces.continues] = True
-                if mask_id is None and pieces.mask is None:
-                    raise InputError(f"the tokenizer of bert {config.bert!r} has no mask: set mask_id, or word_dropping to 0")
-                mask_id = pieces.id(pieces.mask) if mask_id is None else mask_id
-            architecture = json.loads(self.bert.config.to_json_string(use_diff=True))
-            config = config.model_copy(update={"bert_config": architecture, "mask_id": mask_id})
-        else:
-            values = {"model_type": "bert", **config.bert_config}
-            self.bert = AutoModel.from_config(AutoConfig.for_model(**values)).float()
-            check_vocabulary(config.vocab_size, self.bert.config.vocab_size)
-        if hasattr(self.bert, "pooler"):
-            self.bert.pooler = None  # never used: its weights would get no gradient
-        self.filled = config
-        self.linear = nn.Linear(self.bert.config.hidden_size, config.embed_dim)
-        self.register_buffer("continues", continues)
-
-    def forward(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
-        longest = getattr(self.bert.config, "max_position_embeddings", tokens.shape[1])
-        if tokens.shape[1] > longest:
-            raise InputError(f"a caption has {tokens.shape[1]} tokens and this BERT reads {longest} at most: shorten it")
-        if tokens.device.type == "cpu" and int(tokens.max()) >= len(self.continues):
-            raise InputError(f"token id {int(tokens.max())} is outside BERT's vocabulary of {len(self.continues)}: "
-                             "use its own tokens")
-        states = self.bert(input_ids=tokens, attention_mask=token_mask.long()).last_hidden_state
-        return self.linear(states)
-
-
-def read_bert(name: str) -> nn.Module:
-    """The BERT in the folder ``name``, or of that name on the Hub, in float32."""
-    from transformers import AutoModel
-
-    folder, problem = pretrained_folder(name), None
-    try:
-        with quiet_transformers():
-            bert, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        problem = " ".join(str(error).split())[:120]
-    else:
-        lacking = [key for key in sorted(report["missing_keys"]) if not key.startswith("pooler.")]
-        if lacking:
-            problem = f"its weights lack {lacking[0]}"
-    if problem:
-        raise InputError(f"bert {name!r} cannot be read ({problem}): give a folder that holds one, or its name on the Hub")
-    return bert
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without its bar and its report on weights, in which nothing is wrong that is not told here."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def check_vocabulary(ours: int, theirs: int) -> None:
-    if ours > theirs:
-        raise InputError(f"the captions have a vocabulary of {ours} and this BERT one of {theirs}: "
-                         "give captions in BERT's own tokens")
 
 
 # --- Instance level: the relations among the samples of a batch ---------------------------------------------------------

@@ -159,6 +159,27 @@ def test_a_set_depends_neither_on_padding_nor_on_the_batch(setting):
         check_padding_and_company(model)
 
 
+BERTS = [{"text_global": "max"}, {"text_global": "first"}]
+
+
+@pytest.mark.parametrize("setting", BERTS, ids=["max", "first"])
+def test_with_a_bert_sets_are_those_of_the_literal_loop_and_depend_on_the_caption_alone(setting, bert_folder):
+    model, data = make(text_encoder="bert", bert=str(bert_folder), **setting), make_batch()
+    assert model.config.text_local == "states" and model.config.text_global == setting["text_global"]
+    with torch.no_grad():
+        together = [side.embedding for side in encode(model, data)]
+        for ours, literal in zip(together, literal_sets(model, data)[::2]):
+            close(ours, literal)
+        check_padding_and_company(model)
+        close(encode(model, widened(data))[1].embedding, together[1])
+        for row, mask in enumerate(data.token_mask):
+            tokens = data.tokens[row, None, :int(mask.sum())]
+            close(model.encode_captions(tokens, torch.ones_like(tokens, dtype=torch.bool)).embedding[0], together[1][row])
+        states, whole = model.text(data.tokens, data.token_mask)
+        first = setting["text_global"] == "first"
+        close(whole, states[:, 0] if first else torch.stack([row[mask].amax(0) for row, mask in zip(states, data.token_mask)]))
+
+
 @pytest.mark.parametrize("switch", [{"compat": "official"}, {"mask_before_slot_softmax": False}, {"position_over": "padded"}])
 def test_with_the_released_switches_padding_does_change_a_set(switch):
     model, data = make(**switch), make_batch()
@@ -421,6 +442,41 @@ def test_training_lowers_the_loss_with_everything_on(setting):
     assert all(value.grad is not None for value in model.parameters())
 
 
+def test_a_bert_trains_is_saved_and_reads_back_without_its_folder(bert_folder, tmp_path):
+    model = make(torch.float32, text_encoder="bert", bert=str(bert_folder), word_dropping=0.2, bert_lr_scale=0.3)
+    data, losses = make_batch(6, torch.float32), []
+    named = {id(value): name for name, value in model.named_parameters()}
+    scales = {named[id(value)]: each["lr_scale"] for each in model.parameter_groups() for value in each["params"]}
+    assert len(scales) == len(named) and scales["text.linear.weight"] == 1 and model.config.mask_id == 4
+    assert {name for name, scale in scales.items() if scale == 0.3} == {name for name in scales if name.startswith("text.bert.")}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = model.train()(data)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5]) and all(value.grad is not None for value in model.parameters())
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace(str(bert_folder), "gone"))
+    found = load_model(tmp_path)[0]
+    assert torch.equal(found.text.continues, model.text.continues) and found.config.bert == "gone"
+    with torch.no_grad():
+        assert torch.equal(*(each.eval().similarity(*encode(each, data)) for each in (model, found)))
+
+
+def test_pieces_of_a_word_are_dropped_together(bert_folder):
+    model = make(text_encoder="bert", bert=str(bert_folder), word_dropping=0.5)
+    tokens = torch.tensor([[2, *[9, 26, 27] * 3, 3]]).repeat(200, 1)       # a word of three pieces, three times
+    ids = torch.arange(200)
+    data = Batch(torch.zeros(200, 2, 10), None, tokens, torch.ones_like(tokens, dtype=torch.bool), ids, ids, ids)
+    torch.manual_seed(0)
+    found = model.drop(data)
+    changed = found.token_mask.sum(1)
+    assert found.regions is data.regions and (changed < 11).any() and ((changed - 2) % 3 == 0).all()
+    assert (found.tokens == 4).any()
+
+
 # --- saving, settings, bad input ---
 
 
@@ -454,6 +510,10 @@ def line_of(error):
     ({"num_slots": 0}, "num_slots"), ({"iterations": 0}, "iterations"), ({"alpha": 0}, "alpha"),
     ({"similarity": "smooth"}, "similarity"), ({"negatives": "easy"}, "negatives"),
     ({"dropout": 1.0}, "dropout"), ({"position_over": "none"}, "position_over"), ({"mmd_weight": -1}, "mmd_weight"),
+    ({"text_global": "first"}, "text_global 'first' is of a BERT: a GRU has 'last' or 'max'"),
+    ({"text_encoder": "bert"}, "text_encoder 'bert' needs bert, a folder or a name"),
+    ({"text_encoder": "bert", "bert": "x", "text_local": "words"}, "a BERT has 'states', and 'max' or 'first'"),
+    ({"text_encoder": "bert", "bert": "x", "text_global": "last"}, "a BERT has 'states', and 'max' or 'first'"),
     ({"aggregation": "pie_net", "query_weight": 0.1}, "query_weight needs slots, which aggregation 'pie_net' has none of"),
 ])
 def test_a_wrong_setting_is_one_line(setting, expected):

