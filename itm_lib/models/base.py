@@ -168,6 +168,13 @@ class MatchingModel(nn.Module, FolderModel):
         """Working memory of ``similarity`` for one pair, in bytes: what the evaluator divides its budget by."""
         return 8
 
+    def use_vocabulary(self, vocabulary: Vocabulary | WordPieces) -> str | None:
+        """Called by the trainer before it trains: a new model may take from ``vocabulary`` what depends on the words themselves.
+
+        Called again, or on a model that was saved and read, it changes nothing. Returns a line for the run's output, if any.
+        """
+        return None
+
     def start_epoch(self, epoch: int) -> None:
         """Called by the trainer before epoch ``epoch`` (from 0), on resume too: warm-up and stages live here."""
 

@@ -24,6 +24,9 @@ circular variance                 evaluation.sets           1 - ‖mean of a set
 the true word pieces, or the state of the first, [CLS]. The released code has a BERT that cannot be built; this is the same linear
 map as in VSE∞ (Chen et al., Learning the Best Pooling Strategy for Visual Semantic Embedding, CVPR 2021), less its pooling.
 
+``word_vectors``: a file of GloVe's or word2vec's vectors, which the embeddings of the words that it has start as; the others start
+as N(0, 1). A new model reads it when it meets its vocabulary, a saved one never.
+
 ``aggregation``: ``"slot_attention"``; ``"pie_net"``, K attention maps and a sigmoid (Song and Soleymani, Polysemous
 Visual-Semantic Embedding, CVPR 2019); ``"transformer"``, a decoder whose softmax is over the fragments, so that slots do not
 compete. All three give E (n,K,d) to the same sum. ``similarity``: smooth-Chamfer, of cosines or of negative distances;
@@ -56,11 +59,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.data.dataset import Batch
+from itm_lib.data.word_vectors import read_word_vectors
 from itm_lib.files import InputError
 from itm_lib.losses import matched_pairs, positive_mask, semi_hard_loss
 from itm_lib.models.base import Encoding
@@ -88,6 +93,8 @@ class DiveConfig(WordsConfig):
     official: ClassVar[dict[str, Any]] = {"mask_before_slot_softmax": False, "position_over": "padded",
                                           "masked_batch_norm": False, "norm_momentum": 0.19, "learned_match": False}
 
+    word_vectors: str | None = None
+    word_vectors_found: NonNegativeInt | None = None  # filled in when they are read
     image_projection: Projection = "linear"
     masked_batch_norm: bool = True
     norm_momentum: float = Field(0.1, gt=0, le=1)
@@ -133,6 +140,8 @@ class DiveConfig(WordsConfig):
         bert = self.text_encoder == "bert"
         if bert and (self.text_local == "words" or self.text_global == "last"):
             raise ValueError("text_local 'words' and text_global 'last' are of the GRU: a BERT has 'states', and 'max' or 'first'")
+        if bert and self.word_vectors is not None:
+            raise ValueError("word_vectors are of the GRU's words: a BERT brings its own")
         if not bert and self.text_global == "first":
             raise ValueError("text_global 'first' is of a BERT: a GRU has 'last' or 'max'")
         if self.query_weight and self.aggregation == "pie_net":
@@ -173,7 +182,7 @@ class RegionFeatures(nn.Module):
 class WordFeatures(WordGRU):
     """Tokens (C,W) with mask (C,W) -> local (C,W,word_dim) or (C,W,d), global (C,d): word embeddings, and a GRU over them.
 
-    Word embeddings start as N(0, 1).
+    Word embeddings start as N(0, 1), or as the vectors of a file: :meth:`DivE.use_vocabulary`.
     """
 
     def __init__(self, config: DiveConfig):
@@ -474,6 +483,18 @@ class DivE(HingeModel):
             scale = next((scale for start, scale in scales.items() if name.startswith(start)), 1.0)
             groups.setdefault(scale, []).append(value)
         return [{"params": values, "lr_scale": scale} for scale, values in groups.items()]
+
+    def use_vocabulary(self, vocabulary: Vocabulary | WordPieces) -> str | None:
+        """Read ``word_vectors``, if there are any and they were not read before. Says how many words were found."""
+        path = self.config.word_vectors
+        if path is None or self.config.word_vectors_found is not None:
+            return None
+        vectors, found = read_word_vectors(path, vocabulary, self.config.word_dim)
+        weight = self.text.embed.weight
+        with torch.no_grad():
+            weight[torch.from_numpy(found)] = torch.from_numpy(vectors[found]).to(weight)
+        self.config = self.config.model_copy(update={"word_vectors_found": int(found.sum())})
+        return f"word vectors: {found.sum()} of the {len(found)} words of the captions are in {path}"
 
     # --- sets ---
 

@@ -76,6 +76,9 @@ class Trainer:
         check_splits(model, train, val)
         check_metric(config.select_by, val)
         frozen_parameters(model, config.freeze)
+        told = model.use_vocabulary(train.vocabulary)
+        if told and progress:
+            tqdm.write(told, file=sys.stderr)
         self.model, self.train, self.val, self.config = model, train, val, config
         self.out_dir, self.progress_bar, self.on_epoch = Path(out_dir), progress, on_epoch
         self.sampler = BatchSampler(train, config.batch_size, model.batch_layout, config.seed)
