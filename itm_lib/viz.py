@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import NullFormatter
 
 from itm_lib.files import InputError
 
@@ -798,4 +799,295 @@ def efficiency(models: Mapping[str, Mapping[str, Any]], gallery: str, perfect: f
     key = [Line2D([], [], color=GREY, marker="o", fillstyle=fill, linestyle="none", label=what)
            for fill, what in (("none", "encode the query"), ("full", "score it against the gallery"))]
     right.legend(handles=key, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
+    return figure
+
+
+# ---- 05 DivE -------------------------------------------------------------------------------------------------------------
+
+SIMILARITIES = {"MIL": ORANGE, "MP": PURPLE, "Chamfer": SKY, "smooth-Chamfer": BLUE}
+TRUE_PICTURES = {"1": (1, 1), "2": (2, 2), "3": (3, 3), "4": (4, 4), "5 to 9": (5, 9), "10 to 19": (10, 19), "20 or more": (20, None)}
+MARKERS = "os^Dv*"
+
+
+def true_picture_bars(counts: Mapping[str, Any]) -> Figure:
+    """Of how many pictures captions are true, a colour a dataset: ``counts`` {dataset: (C,) true pictures of each caption}."""
+    figure = Figure(figsize=(7.6, 3.2), layout="constrained")
+    ax = figure.subplots()
+    width = 0.8 / len(counts)
+    for number, (name, values) in enumerate(counts.items()):
+        values = np.asarray(values)
+        shares = [100 * float(((values >= low) & (values <= (high or values.max()))).mean()) for low, high in TRUE_PICTURES.values()]
+        x = np.arange(len(shares)) + (number - (len(counts) - 1) / 2) * width
+        bars = ax.bar(x, shares, 0.92 * width, color=COLOURS[number % len(COLOURS)], label=f"{name}: {values.mean():.1f} on average")
+        ax.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
+    ax.set_xticks(range(len(TRUE_PICTURES)), list(TRUE_PICTURES))
+    ax.set(xlabel="pictures that a caption is true of", ylabel="captions (%)")
+    ax.grid(axis="y")
+    ax.legend(loc="upper right")
+    return figure
+
+
+def points_on_circle(panels: Mapping[str, Mapping[str, Any]], links: Mapping[str, Sequence[tuple[Any, Any]]] | None = None,
+                     apart: float = 0.0, width: float = 3.4) -> Figure:
+    """Unit vectors of two numbers, a panel a situation: {title: {name: points (n, 2)}}, a colour and a marker a name.
+
+    ``links`` {title: pairs of points} draws lines, each with the cosine of its ends. ``apart`` draws each name on a circle of its own,
+    so much smaller than the one before, where points would cover each other. The lower half is left out if nothing is there.
+    """
+    names = list(dict.fromkeys(name for points in panels.values() for name in points))
+    lowest = min(float(np.asarray(points, dtype=float)[..., 1].min()) for groups in panels.values() for points in groups.values())
+    low = -1.15 if lowest < -0.15 else -0.2
+    figure, axes = _grid(1, len(panels), (len(panels) * width, width * (1.15 - low) / 2.3 + 0.8))
+    for ax, (title, groups) in zip(axes[0], panels.items()):
+        for ends in (links or {}).get(title, ()):
+            first, second = np.asarray(ends, dtype=float)
+            ax.plot(*np.stack([first, second], axis=1), color=GREY, linestyle=":", linewidth=1.4)
+            ax.text(*(0.4 * (first + second)), f"{first @ second:.2f}", ha="center", va="center", fontsize=9)
+        for circle, (name, points) in enumerate(groups.items()):
+            _points_on_arc(ax, np.atleast_2d(np.asarray(points, dtype=float)) * (1 - apart * circle), names.index(name), name, low)
+        ax.set(xlim=(-1.15, 1.15), ylim=(low, 1.15), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1] if low < -1 else [0, 1], title=title,
+               xlabel="first number")
+    axes[0, 0].set_ylabel("second number")
+    entries = {label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(5, len(entries)))
+    return figure
+
+
+def _points_on_arc(ax: Axes, points: np.ndarray, place: int, name: str, low: float) -> None:
+    radius = float(np.linalg.norm(points[0]))
+    turn = np.linspace(0, 2 * np.pi, 181) if low < -1 else np.linspace(-0.2, np.pi + 0.2, 121)
+    ax.plot(radius * np.cos(turn), radius * np.sin(turn), color="#DDDDDD", linewidth=1, zorder=0)
+    ax.plot(*points.T, MARKERS[place % len(MARKERS)], color=COLOURS[place % len(COLOURS)], markersize=9, alpha=0.9, linestyle="none", label=name)
+
+
+def element_gradients(cosines: Any, weights: Mapping[str, Any], norms: Mapping[str, Any]) -> Figure:
+    """What each similarity asks of two sets: its derivative by every cosine (above), and the gradient of every element (below).
+
+    ``cosines`` (K, K') stand on the left, rows are elements x of the first set. ``weights`` {similarity: (K, K') dS/dc}, ``norms``
+    {similarity: (K,) of ‖dS/dx‖}.
+    """
+    cosines = np.asarray(cosines, dtype=float)
+    columns = 1 + len(weights)
+    figure, axes = _grid(2, columns, (2.35 * columns, 4.4), height_ratios=(1.35, 1))
+    tops = {"cosines c": cosines, **{f"dS/dc, {name}": np.asarray(value, dtype=float) for name, value in weights.items()}}
+    largest = max(float(value.max()) for name, value in tops.items() if name != "cosines c")
+    for ax, (title, values) in zip(axes[0], tops.items()):
+        limits = (-1, 1) if title == "cosines c" else (0, largest)
+        image = ax.imshow(values, vmin=limits[0], vmax=limits[1], cmap="viridis" if title == "cosines c" else "Blues")
+        for (row, column), value in np.ndenumerate(values):
+            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8,
+                    color="white" if _is_dark(image.cmap(image.norm(value))) else "black")
+        ax.set_xticks(range(values.shape[1]), [f"y{_low(number)}" for number in range(1, values.shape[1] + 1)])
+        ax.set_yticks(range(values.shape[0]), [f"x{_low(number)}" for number in range(1, values.shape[0] + 1)])
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        ax.set_title(title)
+    axes[1, 0].set_axis_off()
+    highest = 1.15 * max(float(np.asarray(value).max()) for value in norms.values())
+    for ax, (name, values) in zip(axes[1, 1:], norms.items()):
+        bars = ax.bar(range(len(values)), values, 0.7, color=SIMILARITIES.get(name, BLUE))
+        ax.bar_label(bars, fmt="%.2f", fontsize=8, padding=1)
+        ax.set_xticks(range(len(values)), [f"x{_low(number)}" for number in range(1, len(values) + 1)])
+        ax.set(ylim=(0, highest))
+        ax.grid(axis="y")
+    axes[1, 1].set_ylabel("‖dS/dx‖")
+    return figure
+
+
+def _low(number: int) -> str:
+    return "".join("₀₁₂₃₄₅₆₇₈₉"[int(digit)] for digit in str(number))
+
+
+def alpha_curves(alphas: Sequence[float], weights: Any, scores: Sequence[float], limit: float, element: str = "x₁") -> Figure:
+    """smooth-Chamfer as α grows: how much each element of the other set weighs for ``element`` (left), and the score (right).
+
+    ``weights`` (A, K') add up to 1 a row; ``scores`` (A,); ``limit`` is Chamfer's score, where α → ∞ leads.
+    """
+    figure = Figure(figsize=(9.2, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, line in enumerate(np.asarray(weights, dtype=float).T):
+        left.plot(alphas, line, MARKERS[number % len(MARKERS)] + "-", markersize=4, color=COLOURS[number % len(COLOURS)], label=f"y{_low(number + 1)}")
+    right.plot(alphas, scores, "o-", markersize=4, color=SIMILARITIES["smooth-Chamfer"], label="smooth-Chamfer")
+    right.axhline(limit, color=BLACK, linestyle="--", linewidth=1.2, label="Chamfer")
+    left.set(ylabel=f"weight for {element}", ylim=(-0.03, 1.03))
+    right.set(ylabel="similarity of the two sets")
+    for ax in (left, right):
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(list(alphas), [f"{alpha:g}" for alpha in alphas])
+        ax.set_xlabel("α")
+        ax.grid(axis="y")
+        ax.legend(loc="best")
+    return figure
+
+
+def element_paths(paths: Mapping[str, Any], targets: Sequence[float]) -> Figure:
+    """Where the elements of a set in the plane go, step by step, a panel a similarity: {title: (steps, K) degrees}.
+
+    Dashed lines are ``targets``, the angles of the elements of the other set.
+    """
+    figure, axes = _grid(1, len(paths), (2.5 * len(paths), 3.1))
+    for ax, (title, angles) in zip(axes[0], paths.items()):
+        for target in targets:
+            ax.axhline(target, color=BLACK, linestyle="--", linewidth=1.2)
+        for number, line in enumerate(np.asarray(angles, dtype=float).T):
+            ax.plot(line, (":", "-")[number % 2], color=SIMILARITIES.get(title.split(",")[0], BLUE), linewidth=2.2, label=f"x{_low(number + 1)}")
+        low, high = min(targets), max(targets)
+        ax.set(title=title, xlabel="step", ylim=(low - 15, high + 15), yticks=np.arange(0, 181, 30))
+        ax.grid(axis="y")
+    axes[0, 0].set_ylabel("angle (degrees)")
+    axes[0, 0].legend(loc="center right")
+    for ax in axes[0, 1:]:
+        ax.set_yticklabels([])
+    return figure
+
+
+def slot_maps(panels: Mapping[str, Any], fragments: Sequence[str], cell: float = 0.62, numbers: bool = True, label: str = "weight") -> Figure:
+    """Weights of slots (rows) over fragments (columns), a heat map a panel: {title: (K, F)}; one scale of colours from 0 on."""
+    largest = max(float(np.asarray(values).max()) for values in panels.values())
+    beside = 0.075 * max(map(len, fragments))
+    rows = max(len(values) for values in panels.values())
+    figure, axes = _grid(1, len(panels), (len(panels) * (cell * len(fragments) + 0.9) + 0.9, cell * rows + 0.9 + beside))
+    for number, (ax, (title, values)) in enumerate(zip(axes[0], panels.items())):
+        values = np.asarray(values, dtype=float)
+        if values.shape[1] != len(fragments):
+            raise InputError(f"weights of {len(fragments)} fragments have shape {values.shape}")
+        image = ax.imshow(values, vmin=0, vmax=largest, aspect="auto", interpolation="nearest")
+        for (row, column), value in np.ndenumerate(values) if numbers else ():
+            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8,
+                    color="white" if _is_dark(image.cmap(image.norm(value))) else "black")
+        ax.set_xticks(range(len(fragments)), fragments, rotation=45, ha="right", rotation_mode="anchor")
+        ax.set_yticks(range(len(values)), [f"slot {row + 1}" if not number else "" for row in range(len(values))])
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        ax.set_title(title)
+    figure.colorbar(image, ax=axes[0].tolist(), label=label, shrink=0.9, aspect=15)
+    return figure
+
+
+def slots_on_picture(picture: Any, boxes: Any, weights: Any, captions: Sequence[Sequence[str]], own: Sequence[Sequence[bool]],
+                     true: Sequence[Sequence[bool]], scores: Sequence[Sequence[float]], title: str = "", width: float = 2.55) -> Figure:
+    """What each slot takes of a picture, a column a slot, and below the captions that are nearest to its element.
+
+    ``boxes`` (R, 4); ``weights`` (K, R) add up to 1 over the regions: a box is filled the more, the more the slot takes of it, and the
+    frame is around the one it takes most of. ``captions``, ``own``, ``true`` and ``scores`` (K, n) as in :func:`caption_list`.
+    """
+    boxes, weights = np.asarray(boxes, dtype=float), np.asarray(weights, dtype=float)
+    if weights.shape[1] != len(boxes):
+        raise InputError(f"weights of {weights.shape[0]} slots over {len(boxes)} regions have shape {weights.shape}")
+    wrap = int(15 * width)
+    texts = [[textwrap.fill(f"{_verdict(*signs)[0]} {score:.2f}  {text}", wrap, max_lines=3, placeholder=" …")
+              for text, score, *signs in zip(*column)] for column in zip(captions, scores, own, true)]
+    lines = max(sum(text.count("\n") + 1 for text in column) for column in texts)
+    tall = 0.148 * lines + 0.1 * len(texts[0])
+    figure, axes = _grid(2, len(weights), (len(weights) * width, width + tall + (0.45 if title else 0.2)), height_ratios=(width, tall))
+    for number, (above, below) in enumerate(axes.T):
+        height, breadth = _picture(above, picture)
+        strength = weights[number] / max(weights[number].max(), 1e-12)
+        for region in np.argsort(strength):
+            _box(above, boxes[region] * [breadth, height, breadth, height], facecolor=ORANGE, alpha=0.65 * strength[region], linewidth=0)
+        top = int(strength.argmax())
+        _box(above, boxes[top] * [breadth, height, breadth, height], fill=False, edgecolor=RED, linewidth=2)
+        above.set_title(f"slot {number + 1}: at most {weights[number, top]:.2f}", fontsize=9)
+        below.set_axis_off()
+        below.set(xlim=(0, 1), ylim=(lines, 0))
+        line = 0.0
+        for text, *signs in zip(texts[number], own[number], true[number]):
+            below.text(0, line, text, va="top", fontsize=8, color=_verdict(*signs)[1])
+            line += text.count("\n") + 1.25
+        below.set_ylim(max(lines + 0.25 * len(texts[0]), line), 0)
+    if title:
+        figure.suptitle(textwrap.fill(title, int(11 * width * len(weights))), x=0.01, ha="left", fontsize=10, weight="bold")
+    return figure
+
+
+def gradient_shares(shares: Mapping[str, Any]) -> Figure:
+    """What share of a set's gradient its elements get, that with the largest first, a colour a similarity: {name: (K,)}."""
+    figure = Figure(figsize=(7.0, 3.2), layout="constrained")
+    ax = figure.subplots()
+    width, count = 0.8 / len(shares), len(next(iter(shares.values())))
+    for number, (name, values) in enumerate(shares.items()):
+        x = np.arange(count) + (number - (len(shares) - 1) / 2) * width
+        bars = ax.bar(x, 100 * np.asarray(values, dtype=float), 0.92 * width, color=SIMILARITIES.get(name, COLOURS[number % len(COLOURS)]), label=name)
+        ax.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
+    ax.axhline(100 / count, color=BLACK, linestyle="--", linewidth=1.2, label="even")
+    ax.set_xticks(range(count), ["largest", *(f"no. {place}" for place in range(2, count + 1))])
+    ax.set(xlabel="element of the picture's set, by its gradient", ylabel="share of the gradient (%)", ylim=(0, 112))
+    ax.grid(axis="y")
+    ax.legend(loc="upper right")
+    return figure
+
+
+def variance_histograms(variances: Mapping[str, Mapping[str, Any]], floor: float = 1e-7) -> Figure:
+    """How far the elements of sets lie apart, a panel a side: {side: {model: (n,) circular variances}}, on a log axis.
+
+    A triangle is the mean. Below ``floor`` a variance is drawn there.
+    """
+    figure, axes = _grid(1, len(variances), (4.8 * len(variances), 3.3))
+    every = np.concatenate([np.asarray(values, dtype=float) for models in variances.values() for values in models.values()]).clip(floor, 1)
+    edges = np.logspace(min(-2, np.floor(np.log10(every.min()))), 0, 41)
+    for ax, (side, models) in zip(axes[0], variances.items()):
+        for number, (name, values) in enumerate(models.items()):
+            values, colour = np.asarray(values, dtype=float).clip(floor, 1), SIMILARITIES.get(name, COLOURS[number % len(COLOURS)])
+            ax.stairs(100 * np.histogram(values, edges)[0] / len(values), edges, color=colour, linestyle=("-", (0, (4, 2)), ":", "-.")[number % 4],
+                      linewidth=1.8, label=name)
+            ax.plot(values.mean(), 0, "^", color=colour, markersize=9, clip_on=False, zorder=3)
+        ax.set(title=side, xlabel="circular variance (0: collapsed, 1: in all directions)", xscale="log", xlim=(edges[0], 1.05), ylim=(0, None))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.grid(axis="y")
+    axes[0, 0].set_ylabel("sets in the bin (%)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(axes[0, 0].get_legend_handles_labels()[1])))
+    return figure
+
+
+def paired_seeds(panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, ylabel: str) -> Figure:
+    """Runs of the same seed joined by a line, a panel a dataset: {panel: {setting: one value a seed}}; the black line is the mean.
+
+    Seeds stand in the same order at every setting; settings with another number of seeds raise :class:`InputError`.
+    """
+    figure, axes = _grid(1, len(panels), (4.6 * len(panels), 3.5))
+    for ax, (title, settings) in zip(axes[0], panels.items()):
+        values = [np.asarray(each, dtype=float) for each in settings.values()]
+        if len({len(each) for each in values}) > 1:
+            raise InputError(f"{title}: settings have {', '.join(str(len(each)) for each in values)} seeds; pairs need the same")
+        table = np.stack(values)
+        for number, line in enumerate(table.T):
+            ax.plot(line, MARKERS[number % len(MARKERS)] + "-", color=COLOURS[number % len(COLOURS)], linewidth=1.2, markersize=5, alpha=0.9,
+                    label=f"seed {number}")
+        ax.plot(table.mean(1), "-", color=BLACK, linewidth=2.6, label="mean")
+        ax.set_xticks(range(len(settings)), list(settings))
+        ax.set(title=title, xlabel=xlabel, xlim=(-0.3, len(settings) - 0.7))
+        ax.grid(axis="y")
+    axes[0, 0].set_ylabel(ylabel)
+    entries = {label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries))
+    return figure
+
+
+def group_bars(values: Mapping[str, Mapping[str, float]], xlabel: str, ylabel: str) -> Figure:
+    """One bar a model and group: {model: {group: value}}, the groups from left to right."""
+    figure = Figure(figsize=(7.6, 3.2), layout="constrained")
+    ax = figure.subplots()
+    width, groups = 0.8 / len(values), list(next(iter(values.values())))
+    for number, (name, each) in enumerate(values.items()):
+        x = np.arange(len(groups)) + (number - (len(values) - 1) / 2) * width
+        bars = ax.bar(x, [each[group] for group in groups], 0.92 * width, color=COLOURS[number % len(COLOURS)], label=name)
+        ax.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
+    ax.set_xticks(range(len(groups)), groups)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.margins(y=0.12)
+    ax.grid(axis="y")
+    figure.legend(loc="outside right center")
+    return figure
+
+
+def setting_curves(panels: Mapping[str, Mapping[float, float]], xlabel: str, chosen: float | None = None) -> Figure:
+    """One quantity a panel against a setting: {quantity: {setting: value}}; a ring marks the setting ``chosen``."""
+    figure, axes = _grid(1, len(panels), (4.2 * len(panels), 3.0))
+    for ax, (name, values) in zip(axes[0], panels.items()):
+        ax.plot(list(values), list(values.values()), "o-", color=BLUE)
+        if chosen in values:
+            ax.plot(chosen, values[chosen], "o", markersize=12, fillstyle="none", color=BLACK)
+        ax.set_xticks(list(values), [f"{setting:g}" for setting in values])
+        ax.set(xlabel=xlabel, ylabel=name)
+        ax.grid(axis="y")
     return figure

@@ -379,3 +379,110 @@ def test_efficiency_puts_rsum_against_the_whole_time_of_a_query():
     marks = [(line.get_xdata()[0], line.get_fillstyle()) for line in right.lines if len(line.get_xdata()) == 1]
     assert marks == [(1.0, "none"), (0.01, "full"), (1.0, "none"), (9.0, "full")]
     assert [label.get_text() for label in right.get_yticklabels()] == ["VSE++", "SCAN"]
+
+
+# ---- 05 DivE -------------------------------------------------------------------------------------------------------------
+
+def test_true_picture_bars_are_shares_of_captions():
+    (ax,) = drawn(viz.true_picture_bars({"a": [1, 1, 2, 25], "b": [1, 7]}))
+    first, second = ([bar.get_height() for bar in bars] for bars in ax.containers)
+    assert first == [50, 25, 0, 0, 0, 0, 25] and second == [50, 0, 0, 0, 50, 0, 0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a: 7.2 on average", "b: 4.0 on average"]
+
+
+def test_points_on_circle_have_a_look_a_name_and_links_their_cosine():
+    figure = viz.points_on_circle({"one": {"A": [1.0, 0.0], "set": [[0.0, 1.0]]}, "two": {"set": [[0.6, 0.8], [0.8, 0.6]]}},
+                                  links={"one": [([1.0, 0.0], [0.6, 0.8])]})
+    one, two = drawn(figure)
+    points = {line.get_label(): line for line in one.lines if line.get_linestyle() == "None"}
+    assert points["A"].get_xydata().tolist() == [[1, 0]] and points["set"].get_xydata().tolist() == [[0, 1]]
+    assert points["set"].get_color() == [line for line in two.lines if line.get_label() == "set"][0].get_color()
+    assert texts(one) == ["0.60"] and one.get_ylim()[0] > -1
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A", "set"]
+
+
+def test_points_on_circles_apart():
+    (ax,) = drawn(viz.points_on_circle({"": {"a": [1.0, 0.0], "b": [0.0, -1.0]}}, apart=0.1))
+    assert [line.get_xydata().tolist() for line in ax.lines if line.get_label() == "b"] == [[[0.0, -0.9]]]
+    assert ax.get_ylim()[0] < -1                                                                          # there is a lower half
+
+
+def test_element_gradients_shows_weights_and_lengths():
+    figure = viz.element_gradients([[0.5, -0.5], [0.25, 1.0]], {"MIL": [[0, 0], [0, 1]], "MP": [[0.1, 0.1], [0.2, 0.1]]}, {"MIL": [0, 1], "MP": [0.2, 0.3]})
+    axes = drawn(figure)
+    assert [ax.get_title() for ax in axes[:3]] == ["cosines c", "dS/dc, MIL", "dS/dc, MP"]
+    assert texts(axes[0]) == ["0.50", "-0.50", "0.25", "1.00"] and texts(axes[1]) == ["0.00", "0.00", "0.00", "1.00"]
+    assert axes[1].images[0].norm.vmax == axes[2].images[0].norm.vmax == 1                                # one scale for all
+    assert [[bar.get_height() for bar in ax.patches] for ax in axes[4:]] == [[0, 1], [0.2, 0.3]]
+    assert [label.get_text() for label in axes[5].get_xticklabels()] == ["x₁", "x₂"]
+
+
+def test_alpha_curves_draw_weights_scores_and_the_limit():
+    left, right = drawn(viz.alpha_curves([1, 16], [[0.75, 0.25], [1.0, 0.0]], [1.2, 1.0], 0.98, element="x₃"))
+    assert [line.get_ydata().tolist() for line in left.lines] == [[0.75, 1.0], [0.25, 0.0]] and left.get_ylabel() == "weight for x₃"
+    assert [list(line.get_ydata()) for line in right.lines] == [[1.2, 1.0], [0.98, 0.98]]
+    assert [label.get_text() for label in left.get_xticklabels()] == ["1", "16"]
+
+
+def test_element_paths_of_every_similarity_with_the_targets():
+    first, second = drawn(viz.element_paths({"MIL": [[30, 50], [20, 50]], "smooth-Chamfer, α = 2": [[30, 50], [33, 48]]}, targets=(20, 160)))
+    assert [list(line.get_ydata()) for line in first.lines] == [[20, 20], [160, 160], [30, 20], [50, 50]]
+    assert second.lines[-1].get_color() == viz.SIMILARITIES["smooth-Chamfer"] and second.get_title() == "smooth-Chamfer, α = 2"
+
+
+def test_slot_maps_have_one_scale():
+    axes = drawn(viz.slot_maps({"a": [[0.25, 0.75]], "b": [[0.5, 0.5], [0.1, 0.2]]}, ["dog", "ball"]))
+    assert texts(axes[0]) == ["0.25", "0.75"] and axes[0].images[0].norm.vmax == axes[1].images[0].norm.vmax == 0.75
+    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["dog", "ball"]
+    with pytest.raises(InputError, match=r"weights of 3 fragments have shape \(1, 2\)"):
+        viz.slot_maps({"a": [[0.25, 0.75]]}, ["dog", "ball", "tree"])
+
+
+def test_slots_on_picture_shades_regions_and_lists_captions():
+    figure = viz.slots_on_picture(PICTURE, [[0, 0, 0.5, 1], [0.5, 0, 1, 1]], [[0.2, 0.8], [0.5, 0.5]], [["a dog", "a cat"], ["a boat", "a tree"]],
+                                  own=[[True, False], [False, False]], true=[[True, True], [False, False]], scores=[[0.9, 0.8], [0.7, 0.6]], title="a picture")
+    first, second, below, other = drawn(figure)
+    assert first.get_title() == "slot 1: at most 0.80"
+    filled = sorted((patch.get_x(), round(patch.get_alpha(), 4)) for patch in first.patches if patch.get_fill())
+    assert filled == [(0, 0.1625), (20, 0.65)]
+    assert [patch.get_x() for patch in first.patches if not patch.get_fill()] == [20]                     # the frame is around the larger weight
+    assert texts(below) == ["✓ own 0.90  a dog", "✓ also true 0.80  a cat"] and texts(other) == ["✗ false 0.70  a boat", "✗ false 0.60  a tree"]
+    assert other.texts[0].get_color() == viz.RED
+    with pytest.raises(InputError, match=r"2 slots over 1 regions have shape \(2, 2\)"):
+        viz.slots_on_picture(PICTURE, [[0, 0, 1, 1]], [[0.2, 0.8], [0.5, 0.5]], [], [], [], [])
+
+
+def test_gradient_shares_in_percent():
+    (ax,) = drawn(viz.gradient_shares({"MIL": [1.0, 0.0], "MP": [0.5, 0.5]}))
+    assert [[bar.get_height() for bar in bars] for bars in ax.containers] == [[100, 0], [50, 50]]
+    assert ax.containers[0][0].get_facecolor()[:3] == pytest.approx((0xE6 / 255, 0x9F / 255, 0))
+    assert set(ax.lines[0].get_ydata()) == {50} and [label.get_text() for label in ax.get_xticklabels()] == ["largest", "no. 2"]
+
+
+def test_variance_histograms_on_a_log_axis():
+    left, right = drawn(viz.variance_histograms({"pictures": {"K = 4": [0.1, 0.3], "MIL": [0.0, 0.0]}, "captions": {"K = 4": [0.5], "MIL": [0.001]}}))
+    four, mil = (patch.get_data() for patch in left.patches)
+    assert four.values.sum() == 100 == mil.values.max() and four.values.max() == 50                       # 0 is drawn at the floor
+    assert [line.get_xdata()[0] for line in left.lines] == pytest.approx([0.2, 1e-7])
+    assert left.get_xscale() == "log" and right.get_title() == "captions"
+
+
+def test_paired_seeds_joins_the_runs_of_a_seed():
+    figure = viz.paired_seeds({"default": {"1": [500.0, 490.0], "4": [505.0, 480.0]}, "many": {"1": [400.0], "4": [410.0]}}, "K", "rsum")
+    left, right = drawn(figure)
+    assert [line.get_ydata().tolist() for line in left.lines] == [[500, 505], [490, 480], [495, 492.5]] and len(right.lines) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["seed 0", "seed 1", "mean"]
+    with pytest.raises(InputError, match="default: settings have 2, 1 seeds; pairs need the same"):
+        viz.paired_seeds({"default": {"1": [500.0, 490.0], "4": [505.0]}}, "K", "rsum")
+
+
+def test_group_bars():
+    (ax,) = drawn(viz.group_bars({"K = 1": {"1": 40.0, "2 or 3": 30.0}, "K = 4": {"1": 41.0, "2 or 3": 35.0}}, "true pictures", "mAP@R"))
+    assert [[bar.get_height() for bar in bars] for bars in ax.containers] == [[40, 30], [41, 35]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2 or 3"]
+
+
+def test_setting_curves_ring_the_chosen_setting():
+    first, second = drawn(viz.setting_curves({"rsum": {1: 400.0, 2: 420.0}, "variance": {1: 0.1, 2: 0.2}}, "T", chosen=2))
+    assert first.lines[0].get_xydata().tolist() == [[1, 400], [2, 420]] and first.get_ylabel() == "rsum"
+    assert list(second.lines[1].get_xdata()) == [2] and second.lines[1].get_fillstyle() == "none"
