@@ -20,6 +20,10 @@ L_tri, L_mmd, L_div               hinge_loss, mmd,          hinge loss with ever
 circular variance                 evaluation.sets           1 - ‖mean of a set's elements‖: 0 where the set has collapsed
 ================================  ========================  =============================================================
 
+``image_encoder="grid"``: images are pictures, and the fragments are the cells of the last feature map of ``backbone``, any image
+model of transformers, which trains with the rest. They are mapped as regions are, and the global feature is their maximum. In
+training, cells are dropped as regions are, as in VSE∞; itm_lib.data.pictures says how pictures are cut and mirrored.
+
 ``text_encoder="bert"``: local features are BERT's last hidden states, mapped to d, and the global feature is their maximum over
 the true word pieces, or the state of the first, [CLS]. The released code has a BERT that cannot be built; this is the same linear
 map as in VSE∞ (Chen et al., Learning the Best Pooling Strategy for Visual Semantic Embedding, CVPR 2021), less its pooling.
@@ -65,15 +69,16 @@ from torch.utils.checkpoint import checkpoint
 
 from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.data.dataset import Batch
+from itm_lib.data.pictures import Pixels
 from itm_lib.data.word_vectors import read_word_vectors
 from itm_lib.files import InputError
 from itm_lib.losses import matched_pairs, positive_mask, semi_hard_loss
 from itm_lib.models.base import Encoding
-from itm_lib.models.dropping import drop_fragments
+from itm_lib.models.dropping import drop_fragments, drop_regions
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
 from itm_lib.models.hinge import HingeModel
 from itm_lib.models.layers import full_mask, masked_max, score_dtype
-from itm_lib.models.pretrained import BertWords, WordsConfig
+from itm_lib.models.pretrained import Backbone, BertWords, WordsConfig
 
 Similarity = Literal["smooth_chamfer", "euclidean_smooth_chamfer", "chamfer", "mil", "match_probability"]
 COPIES = 3        # tensors of the size of the products that scoring holds at once
@@ -88,6 +93,12 @@ class DiveConfig(WordsConfig):
     step ("post"). ``text_local``: the word embeddings, or the GRU's or BERT's states; ``text_global``: the GRU's last states, the
     maximum over words, or BERT's first state; with a BERT they are "states" and "max" unless another is given. ``gram_weight``
     and ``query_weight`` are of released regularisers that the paper does not use.
+
+    ``image_encoder="grid"`` takes ``backbone``, a folder or a name on the Hugging Face Hub, or ``backbone_config``, an architecture
+    to train from nothing, ``{"model_type": "resnet", ...}``. When the model is made, ``backbone_config`` and ``region_dim``, the
+    number of channels, are filled in, so that a saved model needs no ``backbone``. Its learning rate is ``backbone_lr_scale`` of
+    the whole, and ``backbone_batch_norm`` lets its BatchNorm see the batch, which one that starts from nothing needs. ``crop`` and
+    ``flip``: of pictures in training; no ``flip`` where captions tell left from right.
     """
 
     official: ClassVar[dict[str, Any]] = {"mask_before_slot_softmax": False, "position_over": "padded",
@@ -95,6 +106,14 @@ class DiveConfig(WordsConfig):
 
     word_vectors: str | None = None
     word_vectors_found: NonNegativeInt | None = None  # filled in when they are read
+    image_encoder: Literal["regions", "grid"] = "regions"
+    backbone: str | None = None
+    backbone_config: dict[str, Any] | None = None
+    backbone_lr_scale: PositiveFloat = 0.01
+    backbone_batch_norm: bool = False
+    image_size: PositiveInt = 224            # pixels
+    crop: float = Field(0.6, gt=0, le=1)
+    flip: bool = True
     image_projection: Projection = "linear"
     masked_batch_norm: bool = True
     norm_momentum: float = Field(0.1, gt=0, le=1)
@@ -140,6 +159,8 @@ class DiveConfig(WordsConfig):
         bert = self.text_encoder == "bert"
         if bert and (self.text_local == "words" or self.text_global == "last"):
             raise ValueError("text_local 'words' and text_global 'last' are of the GRU: a BERT has 'states', and 'max' or 'first'")
+        if self.image_encoder == "grid" and self.backbone is None and self.backbone_config is None:
+            raise ValueError("image_encoder 'grid' needs backbone, a folder or a name like microsoft/resnet-152")
         if bert and self.word_vectors is not None:
             raise ValueError("word_vectors are of the GRU's words: a BERT brings its own")
         if not bert and self.text_global == "first":
@@ -147,6 +168,10 @@ class DiveConfig(WordsConfig):
         if self.query_weight and self.aggregation == "pie_net":
             raise ValueError("query_weight needs slots, which aggregation 'pie_net' has none of")
         return self
+
+    @property
+    def pixels(self) -> Pixels | None:
+        return Pixels(self.image_size, self.crop, self.flip) if self.image_encoder == "grid" else None
 
     @property
     def slots(self) -> tuple[int, int]:
@@ -460,6 +485,10 @@ class DivE(HingeModel):
 
     def __init__(self, config: DiveConfig):
         super().__init__()
+        if config.image_encoder == "grid":
+            self.backbone = Backbone(config.backbone, config.backbone_config, config.image_size, config.backbone_batch_norm)
+            filled = {"backbone_config": self.backbone.architecture, "region_dim": self.backbone.dim}
+            config = config.model_copy(update=filled)
         self.image = RegionFeatures(config)
         if config.text_encoder == "bert":
             self.text: nn.Module = PieceFeatures(config)
@@ -474,10 +503,11 @@ class DivE(HingeModel):
             self.match = nn.Parameter(torch.tensor([1.0, 0.0]))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The image side at ``image_lr_scale``, the captions' set prediction at ``text_set_lr_scale``, BERT at ``bert_lr_scale``
-        of the learning rate."""
+        """The image side at ``image_lr_scale``, the captions' set prediction at ``text_set_lr_scale``, BERT at ``bert_lr_scale``,
+        a backbone at ``backbone_lr_scale`` of the learning rate."""
         scales = {"image.": self.config.image_lr_scale, "image_set.": self.config.image_lr_scale,
-                  "text_set.": self.config.text_set_lr_scale, "text.bert.": self.config.bert_lr_scale}
+                  "text_set.": self.config.text_set_lr_scale, "text.bert.": self.config.bert_lr_scale,
+                  "backbone.": self.config.backbone_lr_scale}
         groups: dict[float, list[nn.Parameter]] = {}
         for name, value in self.named_parameters():
             scale = next((scale for start, scale in scales.items() if name.startswith(start)), 1.0)
@@ -500,7 +530,14 @@ class DivE(HingeModel):
 
     def encode_images(self, regions: Tensor, region_mask: Tensor | None) -> Encoding:
         """Regions (I, R, D) -> ``embedding`` (I, K, d), unit vectors; ``fragments`` (I, R, K), what the slots take of each region;
-        where gradients are on, also what the loss needs: ``slots`` (I, K, d) in ``extra``, the set before the global feature."""
+        where gradients are on, also what the loss needs: ``slots`` (I, K, d) in ``extra``, the set before the global feature.
+
+        Or pictures (I, 3, H, W) without a mask; R is then the number of cells, row by row, less those that training drops.
+        """
+        if self.config.image_encoder == "grid":
+            regions = self.backbone(regions)
+            if self.training and self.config.region_dropping:
+                regions, region_mask = drop_regions(regions, full_mask(regions, None), self.config.region_dropping)
         mask = full_mask(regions, region_mask)
         return self._encoding(*self.image_set(*self.image(regions, mask), mask), mask)
 
@@ -534,13 +571,13 @@ class DivE(HingeModel):
         pairs = max(1, block_bytes // (2 * bytes_ if recompute else bytes_))  # with a block's graph come its gradients
         height = max(1, min(images.shape[1], math.isqrt(pairs)))
         width = max(1, pairs // height)
-        columns = [part.contiguous() for part in captions.split(width, 1)]
-        rows = []
-        for some in images.split(height, 1):
+        columns = []
+        for part in captions.split(width, 1):
+            part = part.contiguous()  # elements first; never more of the captions at once
             scores = [checkpoint(self._score, some, part, use_reentrant=False) if recompute else self._score(some, part)
-                      for part in columns]
-            rows.append(torch.cat(scores, dim=1))
-        return torch.cat(rows)
+                      for some in images.split(height, 1)]
+            columns.append(torch.cat(scores))
+        return torch.cat(columns, dim=1)
 
     def _score(self, images: Tensor, captions: Tensor) -> Tensor:
         match = (1.0, 0.0)
@@ -569,7 +606,7 @@ class DivE(HingeModel):
         return super().forward(self.drop(batch) if self.training else batch, gather)
 
     def drop(self, batch: Batch) -> Batch:
-        """``batch`` with regions and words dropped at random."""
+        """``batch`` with regions and words dropped at random; of a picture, its cells are dropped later."""
         return drop_fragments(batch, self.config, getattr(self.text, "continues", None))
 
     def loss(self, images: Encoding, captions: Encoding, image_ids: Tensor, caption_image_ids: Tensor) -> dict[str, Tensor]:
