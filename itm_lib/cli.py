@@ -6,12 +6,15 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
 
 from itm_lib.files import InputError, data_dir, nearest, project_root, validation_line
+
+if TYPE_CHECKING:
+    from itm_lib.evaluation.report import Result
 
 # Modules that take seconds to import (torch, papermill) are imported inside the command that needs them.
 
@@ -145,6 +148,7 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="a dataset folder")],
     split: Annotated[str, typer.Option(help="train, val or test")] = "test",
     out: Annotated[Path | None, typer.Option(help="write the result to this JSON file too")] = None,
+    save_scores: Annotated[Path | None, typer.Option(help="keep the score matrix and its ids: FILE.npy or FILE.safetensors")] = None,
 ) -> None:
     """Measure a model on one split of a dataset: recalls, rsum and what else the dataset allows."""
     from itm_lib.evaluation import evaluate as measure
@@ -153,7 +157,7 @@ def evaluate(
 
     start = time.monotonic()
     loaded, _ = load_model(model)
-    metrics = measure(loaded, data, split, progress=True)
+    metrics = measure(loaded, data, split, progress=True, scores_file=save_scores)
     if out:
         recipe = (loaded.metadata or {}).get("recipe", {})
         write_result(out, Result.from_runs(
@@ -178,18 +182,54 @@ def report(
     column: Annotated[list[str] | None, typer.Option(help="a metric to show, e.g. i2t_r1; may be repeated")] = None,
 ) -> None:
     """Print the results on disk as a table, mean and standard deviation over the seeds."""
-    from itm_lib.evaluation.report import RECALLS, markdown, read_results, read_sweep, results_table
+    from itm_lib.evaluation.report import RECALLS, markdown, results_table
 
-    where = results or data_dir() / "results"
-    every = read_results(where) if sweep is None else read_sweep(sweep, where)
-    found = [result for result in every if split in (None, result.split)]
-    if not found:
-        raise InputError(f"no results of the split {split!r}: it is one of train, val and test")
+    found = _results(results, sweep, split)
     columns = column or list(RECALLS)
     unknown = [name for name in columns if not any(name in result.metrics for result in found)]
     if unknown:
         raise InputError(f"no result has the metric {unknown[0]!r}; {nearest(unknown[0], found[0].metrics)}")
     print(markdown(results_table(found, columns)))
+
+
+def _results(where: Path | None, sweep: str | None, split: str | None) -> list[Result]:
+    from itm_lib.evaluation.report import read_results, read_sweep
+
+    where = where or data_dir() / "results"
+    every = read_results(where) if sweep is None else read_sweep(sweep, where)
+    found = [result for result in every if split in (None, result.split)]
+    if not found:
+        raise InputError(f"no results of the split {split!r}: it is one of train, val and test")
+    return found
+
+
+@app.command("ground-truths")
+def ground_truths(
+    results: Annotated[Path | None, typer.Argument(help="a folder or file of results; default with --sweep: data/results")] = None,
+    sweep: Annotated[str | None, typer.Option(help="results of this sweep, by its name, e.g. dive_many")] = None,
+    split: Annotated[str, typer.Option(help="results of this split: val or test")] = "test",
+    model: Annotated[list[str] | None, typer.Option(help="a model's results alone, by its label; may be repeated")] = None,
+    coco_scores: Annotated[Path | None, typer.Option(help="scores of COCO's test split, 5000 x 25000: .npy or .safetensors")] = None,
+    ids: Annotated[Path | None, typer.Option(help="JSON file of their image_ids and caption_ids, if the scores' own lacks them")] = None,
+) -> None:
+    """Print recalls of listed pairs beside what counts all that is true: COCO 1K, 5K, CxC and ECCV Caption, and the exact truth."""
+    from itm_lib.evaluation.report import ground_truth_table, markdown
+
+    if ids and not coco_scores:
+        raise InputError("--ids names the rows and columns of --coco-scores: give that too")
+    found = _results(results, sweep, split) if results or sweep else None
+    labels = [result.model for result in found or []]
+    for label in model or []:
+        if label not in labels:
+            raise InputError(f"no result of a model {label!r}" + (f"; {nearest(label, labels)}" if labels else ": give --sweep"))
+    if found and model:
+        found = [result for result in found if result.model in model]
+    coco = None
+    if coco_scores:
+        from itm_lib.evaluation import coco_file_metrics
+
+        coco = coco_file_metrics(coco_scores, ids)
+    print(markdown(ground_truth_table(coco, found)))
 
 
 def main(arguments: list[str] | None = None) -> None:

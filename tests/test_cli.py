@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from itm_lib import cli
 from itm_lib.data import Vocabulary
 from itm_lib.data.regions import RegionWriter
-from itm_lib.evaluation.report import read_results
+from itm_lib.evaluation import read_scores
+from itm_lib.evaluation.report import Result, read_results, write_result
 from itm_lib.files import write_json, write_jsonl, write_text
 
 WORDS = ["dog", "cat", "boat", "tree", "lamp", "bread"]
@@ -58,7 +59,7 @@ def test_help_names_every_command_and_loads_nothing_heavy():
     script = "import sys\nfrom itm_lib import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nassert not {'torch', 'papermill', 'pandas'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("course", "data", "train", "sweep", "evaluate", "report"):
+    for command in ("course", "data", "train", "sweep", "evaluate", "report", "ground-truths"):
         assert f"  {command} " in done.stdout
 
 
@@ -131,8 +132,10 @@ def test_train_evaluate_report(itm, folder, tmp_path):
     code, out, err = itm("train", tmp_path / "recipe.yaml", "--out", run, "--set", "train.epochs=1")
     assert code == 0, err
     assert "rsum" in out
-    code, out, err = itm("evaluate", run / "model", "--data", folder, "--split", "val", "--out", result)
+    kept = tmp_path / "scores.npy"
+    code, out, err = itm("evaluate", run / "model", "--data", folder, "--split", "val", "--out", result, "--save-scores", kept)
     assert code == 0, err
+    assert read_scores(kept).image_ids == [f"val{number}" for number in range(6)]
     stored = read_results(result)[0]
     assert (stored.split, stored.seeds, stored.config["train"]["epochs"]) == ("val", [3], 1)
     assert f"{'rsum':24} {stored.metrics['rsum'].mean:8.2f}" in out.splitlines()
@@ -142,8 +145,28 @@ def test_train_evaluate_report(itm, folder, tmp_path):
     assert itm("report", result.parent, "--sweep", "vse")[0] == 2
     result.rename(result.parent / "tiny__vse.json")
     assert itm("report", result.parent, "--sweep", "tiny") == (0, out, "")
+    code, out, err = itm("ground-truths", result.parent, "--sweep", "tiny", "--split", "val")
+    assert code == 0 and f"| rSum | not run | not run |  |  | {stored.metrics['rsum'].mean:.1f} |  |\n" in out, err
+    assert itm("ground-truths", "--coco-scores", kept) == (
+        2, "", "itm: COCO's image ids are whole numbers, these are not; the first is 'val0'\n")
     code, _, err = itm("train", tmp_path / "recipe.yaml", "--out", run, "--set", "train.epohcs=1")
     assert code == 2 and "epochs" in err and err.count("\n") == 1
+
+
+def test_ground_truths_of_chosen_models_beside_cocos(itm, tmp_path, monkeypatch):
+    about = {"dataset": "scenes", "split": "test", "profile": "course", "command": "itm sweep", "seconds": 1.0, "commit": "abc"}
+    path = write_result(tmp_path / "results.json", [Result.from_runs([{"i2t_exact_r1": value}], seeds=[0], model=name, **about)
+                                                    for name, value in (("VSE++", 30.0), ("DivE", 40.0))])
+    given = []
+    monkeypatch.setattr("itm_lib.evaluation.coco_file_metrics", lambda *arguments: given.append(arguments) or {"cxc_i2t_r1": 55.5})
+    code, out, err = itm("ground-truths", path, "--model", "DivE", "--coco-scores", "coco.npy", "--ids", "ids.json")
+    assert code == 0 and [str(name) for name in given[0]] == ["coco.npy", "ids.json"], err
+    lines = out.splitlines()
+    assert "COCO, test: CxC" in lines[0] and "DivE, scenes, test: exact truth" in lines[0] and "VSE++" not in lines[0]
+    assert lines[2] == "| i2t R@1 | not run | not run | 55.5 | not run | not run | 40.0 |"
+    assert itm("ground-truths", path, "--model", "DivF")[2] == "itm: no result of a model 'DivF'; did you mean 'DivE'?\n"
+    assert itm("ground-truths", "--model", "DivE")[2] == "itm: no result of a model 'DivE': give --sweep\n"
+    assert itm("ground-truths", "--ids", "ids.json")[2] == "itm: --ids names the rows and columns of --coco-scores: give that too\n"
 
 
 def test_train_in_stages(itm, folder, tmp_path):

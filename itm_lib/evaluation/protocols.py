@@ -29,6 +29,7 @@ from itm_lib.data.dataset import ImageCaptionDataset
 from itm_lib.evaluation.gates import gate_statistics
 from itm_lib.evaluation.ranking import KS, RetrievalMetrics, ceiling, checked_caption_to_image, map_at_r, score_array
 from itm_lib.evaluation.scenes import foil_accuracy, pointing_accuracy
+from itm_lib.evaluation.score_files import read_scores, save_scores, scores_path
 from itm_lib.evaluation.scoring import encode_dataset, open_for, similarity_matrix
 from itm_lib.evaluation.sets import set_statistics
 from itm_lib.files import InputError
@@ -103,7 +104,7 @@ def eccv_caption_metrics(scores: Tensor | np.ndarray, image_ids: Sequence[int], 
     a perfect matcher's i2t mAP@R is 99.9.
     """
     values = score_array(scores)
-    images, captions = np.asarray(image_ids, dtype=np.int64), np.asarray(caption_ids, dtype=np.int64)
+    images, captions = _whole_numbers(image_ids, "image"), _whole_numbers(caption_ids, "caption")
     if values.shape != (len(images), len(captions)):
         raise InputError(f"scores are {values.shape[0]} x {values.shape[1]} for {len(images)} image and {len(captions)} caption ids")
     test_images, test_captions = coco_test_ids()
@@ -119,6 +120,29 @@ def eccv_caption_metrics(scores: Tensor | np.ndarray, image_ids: Sequence[int], 
         for name, ways in _package_metrics(package, prefix, lists).items():
             result.update({f"{prefix}_{way}_{name}": value for way, value in ways.items()})
     return result
+
+
+def coco_file_metrics(path: str | Path, ids: str | Path | None = None) -> dict[str, float]:
+    """:func:`eccv_caption_metrics` of a file of scores; see :mod:`itm_lib.evaluation.score_files`.
+
+    ``ids``: a JSON file of the ids, if the file has none. Without either, rows and columns are in the order of
+    :func:`coco_test_ids`.
+    """
+    file = read_scores(path, ids)
+    if file.image_ids is not None:
+        return eccv_caption_metrics(file.scores, file.image_ids, file.caption_ids)
+    images, captions = coco_test_ids()
+    if tuple(file.scores.shape) != (len(images), len(captions)):
+        raise InputError(f"{path} names no ids and its scores have the shape {tuple(file.scores.shape)}: COCO's test split is "
+                         f"{len(images)} x {len(captions)}")
+    return eccv_caption_metrics(file.scores, images, captions)
+
+
+def _whole_numbers(ids: Sequence[int], what: str) -> np.ndarray:
+    try:
+        return np.asarray(ids, dtype=np.int64)
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(f"COCO's {what} ids are whole numbers, these are not; the first is {ids[0]!r}") from None
 
 
 def _coco_recalls(values: np.ndarray, images: np.ndarray, captions: np.ndarray) -> dict[str, float]:
@@ -191,18 +215,24 @@ def evaluate_scores(scores: Tensor | np.ndarray, dataset: ImageCaptionDataset) -
 
 
 def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batch_size: int = 256, block_bytes: int = 2**28,
-             device: torch.device | str | None = None, progress: bool = False) -> dict[str, float]:
+             device: torch.device | str | None = None, progress: bool = False,
+             scores_file: str | Path | None = None) -> dict[str, float]:
     """Everything measured of ``model`` on one split of a dataset folder, as flat names and floats.
 
     ``evaluate_scores`` of the similarity matrix; with foils/<split>.jsonl the ``foil_accuracy``; with scenes.jsonl
     the ``pointing_accuracy``, if the model has an attention to look at; ``gate_statistics`` (fractions, not percent), if it
     has gates: positive are the pairs that are true, if the split has its exact truth, otherwise the listed ones; ``set_statistics``, if
-    its embeddings are sets.
+    its embeddings are sets. ``scores_file`` (.npy or .safetensors): where to keep the similarity matrix, with its ids.
     """
     folder = Path(folder)
+    if scores_file is not None:
+        scores_path(scores_file)  # before minutes of work
     dataset = open_for(model, folder, split)
     images, captions = encode_dataset(model, dataset, batch_size, device, progress)
-    result = evaluate_scores(similarity_matrix(model, images, captions, block_bytes, device, progress), dataset)
+    scores = similarity_matrix(model, images, captions, block_bytes, device, progress)
+    if scores_file is not None:
+        save_scores(scores_file, scores, dataset.regions.image_ids, dataset.caption_ids)
+    result = evaluate_scores(scores, dataset)
     if (folder / "foils" / f"{split}.jsonl").is_file():
         result.update(foil_accuracy(model, folder, split, batch_size, device))
     if (folder / "scenes.jsonl").is_file():

@@ -221,6 +221,53 @@ def results_table(results: Iterable[Result], columns: Sequence[str] = RECALLS) -
     return pd.DataFrame(rows, index=pd.Index(list(cells), name="model"), columns=index)
 
 
+_FOUND = ("r1", "map_at_r", "r_precision")  # what is measured where a query may have any number of true candidates
+FIGURES = (*(f"{way}_{name}" for way in ("i2t", "t2i") for name in ("r1", "r5", "r10", *_FOUND[1:])), "rsum")
+COCO_TRUTHS = {
+    "COCO 1K": {name: f"coco_1k_{name}" for name in RECALLS},
+    "COCO 5K": {name: f"coco_5k_{name}" for name in RECALLS},
+    "CxC": {f"{way}_r1": f"cxc_{way}_r1" for way in ("i2t", "t2i")},
+    "ECCV Caption": {f"{way}_{name}": f"eccv_{way}_{name}" for way in ("i2t", "t2i") for name in _FOUND},
+}
+EMBEDDED_TRUTHS = {
+    "listed pairs": {name: name for name in RECALLS},
+    "exact truth": {f"{way}_{name}": f"{way}_{name.replace('r1', 'exact_r1')}" for way in ("i2t", "t2i") for name in _FOUND},
+}
+NOT_RUN = "not run"
+
+
+def ground_truth_table(coco: Mapping[str, float] | None = None,
+                       embedded: Sequence[Result] | Mapping[str, float] | None = None) -> pd.DataFrame:
+    """What one and the same ranking is worth under each ground truth: figures × (measured on, ground truth).
+
+    ``coco``: what ``protocols.eccv_caption_metrics`` returns. COCO 1K and 5K count the pair that a caption was written for, CxC and
+    ECCV Caption what people and models found to be true besides. ``embedded``: Results, or what ``evaluate`` returns of one
+    model. Its listed pairs are as COCO's; its exact truth is what CxC and ECCV Caption come near to. What was not measured says
+    so; a figure that a ground truth does not have is an empty cell.
+    """
+    import pandas as pd
+
+    sources: list[tuple[str, Mapping[str, float] | Mapping[str, Metric], dict[str, dict[str, str]]]]
+    sources = [("COCO, test", coco or {}, COCO_TRUTHS)]
+    if embedded is None or isinstance(embedded, Mapping):
+        sources.append(("embedded dataset", embedded or {}, EMBEDDED_TRUTHS))
+    else:
+        sources += [(f"{result.model}, {result.measured_on}", result.metrics, EMBEDDED_TRUTHS) for result in embedded]
+    columns = {}
+    for place, metrics, truths in sources:
+        for truth, names in truths.items():
+            if (place, truth) in columns:
+                raise InputError(f"two results of {place}: give each model a name of its own")
+            columns[place, truth] = ["" if figure not in names else _number(metrics.get(names[figure])) for figure in FIGURES]
+    index = pd.Index([metric_label(figure) for figure in FIGURES], name="figure")
+    heads = pd.MultiIndex.from_tuples(columns, names=["measured on", "ground truth"])
+    return pd.DataFrame(list(zip(*columns.values())), index=index, columns=heads)
+
+
+def _number(value: float | Metric | None) -> str:
+    return NOT_RUN if value is None else str(value) if isinstance(value, Metric) else f"{value:.1f}"
+
+
 class PaperRow(BaseModel):
     """One row of data/paper_results.yaml: what a paper reports, and where."""
 

@@ -131,6 +131,37 @@ def test_datasets_never_share_a_column():
     assert "Flickr30K, test: rSum" in markdown(both).splitlines()[0] and "Flickr30K, f30k_1k, papers: rSum" in markdown(both)
 
 
+def coco_metrics():
+    """A number of its own for each key of eccv_caption_metrics."""
+    names = [name for truth in report.COCO_TRUTHS.values() for name in truth.values()]
+    return {name: float(number) for number, name in enumerate(names)}
+
+
+def test_ground_truths_stand_beside_each_other_and_never_in_one_column():
+    run = {"i2t_r1": 70.0, "rsum": 500.0, "i2t_exact_r1": 80.0, "i2t_map_at_r": 60.0, "t2i_r_precision": 50.0}
+    table = report.ground_truth_table(coco_metrics(), [result(runs=[run, run])])
+    place, names = "SCAN t-i AVG, OpenMoji Scenes, default, test", ["COCO 1K", "COCO 5K", "CxC", "ECCV Caption"]
+    assert list(table.columns) == [*(("COCO, test", name) for name in names), (place, "listed pairs"), (place, "exact truth")]
+    assert table.loc["i2t R@1"].tolist() == ["0.0", "7.0", "14.0", "16.0", "70.0 ± 0.0", "80.0 ± 0.0"]
+    assert table.loc["i2t mAP@R"].tolist() == ["", "", "", "17.0", "", "60.0 ± 0.0"]
+    assert table.loc["t2i R-Precision"].tolist() == ["", "", "", "21.0", "", "50.0 ± 0.0"]
+    assert table.loc["rSum"].tolist() == ["6.0", "13.0", "", "", "500.0 ± 0.0", ""]
+    assert table.loc["t2i R@5"].tolist() == ["4.0", "11.0", "", "", "not run", ""]
+    shown = [cell for cell in table["COCO, test"].to_numpy().ravel() if cell]
+    assert sorted(map(float, shown)) == sorted(coco_metrics().values())  # each number once, and none left out
+
+
+def test_ground_truths_say_what_was_not_run():
+    table = report.ground_truth_table()
+    assert set(table.to_numpy().ravel()) == {"", "not run"}
+    assert list(table.columns.get_level_values(0).unique()) == ["COCO, test", "embedded dataset"]
+    one = report.ground_truth_table(None, {"rsum": 411.04, "t2i_exact_r1": 12.0})["embedded dataset"]
+    assert (one.loc["rSum", "listed pairs"], one.loc["t2i R@1", "exact truth"], one.loc["t2i R@1", "listed pairs"]) == (
+        "411.0", "12.0", "not run")
+    with pytest.raises(InputError, match="^two results of SCAN t-i AVG, OpenMoji Scenes, default, test: give each model a name"):
+        report.ground_truth_table(None, [result(), result()])
+
+
 def test_two_results_of_one_name_are_refused():
     with pytest.raises(InputError, match="^two results of 'SCAN t-i AVG' on OpenMoji Scenes, default, test: give each a name"):
         results_table([result(), result()])
