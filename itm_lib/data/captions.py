@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -241,10 +241,10 @@ def load_vocabulary(path: str | Path) -> Vocabulary | WordPieces:
     return Vocabulary.load(path)
 
 
-def pretrained_folder(name: str | Path) -> Path:
-    """The local folder of a pretrained text encoder: ``name`` itself, or what the Hugging Face Hub has under that name.
+def pretrained_folder(name: str | Path, files: Sequence[str] = BERT_FILES, what: str = "bert") -> Path:
+    """The local folder of a pretrained encoder: ``name`` itself, or ``files`` of what the Hugging Face Hub has under that name.
 
-    Without a network, what was fetched before is found.
+    Without a network, what was fetched before is found. ``what``: the setting that names it, for the error line.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -253,11 +253,11 @@ def pretrained_folder(name: str | Path) -> Path:
 
     hint = "give a folder that holds one, or its name on the Hub"
     try:
-        return Path(snapshot_download(str(name), allow_patterns=list(BERT_FILES)))
+        return Path(snapshot_download(str(name), allow_patterns=list(files)))
     except ValueError:  # it cannot be a name on the Hub
-        raise InputError(f"bert {str(name)!r} is no folder here: {hint}") from None
+        raise InputError(f"{what} {str(name)!r} is no folder here: {hint}") from None
     except OSError as error:
-        raise InputError(f"bert {str(name)!r} is no folder here, and the Hugging Face Hub does not give it ({_short(error)}): {hint}"
+        raise InputError(f"{what} {str(name)!r} is no folder here, and the Hugging Face Hub does not give it ({_short(error)}): {hint}"
                          ) from None
 
 

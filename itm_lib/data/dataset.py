@@ -6,6 +6,7 @@ A dataset folder holds::
     splits.json           {"train": [image_id, ...], "val": [...], "test": [...]}
     vocabulary.json       words of the training captions; models with a pretrained text encoder bring their own
     regions/<split>.h5    a RegionStore a split
+    images/<image_id>.*   the pictures, .png or .jpg, for models that read pixels; these need no regions
 
 ``open_split`` opens train and val. The test split opens through ``itm_lib.evaluation.open_split`` alone, so that
 nothing that trains or chooses can read it.
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from itm_lib.data.captions import Vocabulary, WordPieces, load_vocabulary
+from itm_lib.data.pictures import PictureStore, Pixels
 from itm_lib.data.regions import RegionStore
 from itm_lib.files import InputError, read_json, read_jsonl
 
@@ -34,10 +36,11 @@ class Batch:
 
     ``regions`` (I, R, D) float, ``region_mask`` (I, R), ``tokens`` (C, W) int64, ``token_mask`` (C, W),
     ``image_ids`` (I,), ``caption_image_ids`` (C,): the image of each caption, ``caption_ids`` (C,).
+    For models of pixels, ``regions`` is (I, 3, H, W) and there is no ``region_mask``.
     """
 
     regions: Tensor
-    region_mask: Tensor
+    region_mask: Tensor | None
     tokens: Tensor
     token_mask: Tensor
     image_ids: Tensor
@@ -45,7 +48,8 @@ class Batch:
     caption_ids: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        values = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(None if value is None else value.to(device) for value in values))
 
 
 def pad_tokens(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -59,7 +63,7 @@ def pad_tokens(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 class ImageCaptionDataset:
-    """Images (rows of ``regions``), captions, and ``caption_to_image`` (C,) that points each caption at its image.
+    """Images (rows of ``regions``, or of pictures), captions, and ``caption_to_image`` (C,) that points each caption at its image.
 
     ``dataset[[3, 7]]`` is the Batch of captions 3 and 7 with one image row a caption (images may repeat).
     ``truth`` (I, C) bool, where the data has it, says which caption is true of which image; it is for evaluation.
@@ -67,7 +71,7 @@ class ImageCaptionDataset:
 
     def __init__(
         self,
-        regions: RegionStore,
+        regions: RegionStore | PictureStore,
         texts: Sequence[str],
         caption_to_image: Sequence[int],
         vocabulary: Vocabulary | WordPieces,
@@ -101,23 +105,34 @@ class ImageCaptionDataset:
         return len(self.regions)
 
     @property
+    def pixels(self) -> Pixels | None:
+        """How the pictures are read; None where there are regions of them."""
+        return self.regions.pixels if isinstance(self.regions, PictureStore) else None
+
+    @property
     def num_captions(self) -> int:
         return len(self.texts)
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def batch(self, captions: Sequence[int], images: Sequence[int] | None = None) -> Batch:
+    def batch(self, captions: Sequence[int], images: Sequence[int] | None = None,
+              augment: tuple[int, int] | None = None) -> Batch:
         """The Batch of caption rows ``captions`` and image rows ``images`` (default: the image of each caption)."""
         captions = list(captions)
         caption_image_ids = self.caption_to_image[captions]
         images = caption_image_ids.tolist() if images is None else list(images)
         tokens, token_mask = pad_tokens([self.tokens[caption] for caption in captions])
-        regions, region_mask = self.image_tensors(images)
+        regions, region_mask = self.image_tensors(images, augment)
         return Batch(regions, region_mask, tokens, token_mask, torch.tensor(images), caption_image_ids, torch.tensor(captions))
 
-    def image_tensors(self, images: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Regions (n, R, D) float32 and their mask (n, R) of image rows ``images``; R is the largest real count."""
+    def image_tensors(self, images: Sequence[int], augment: tuple[int, int] | None = None) -> tuple[Tensor, Tensor | None]:
+        """Regions (n, R, D) float32 and their mask (n, R) of image rows ``images``; R is the largest real count.
+
+        Or pictures (n, 3, H, W) and None: for training with ``augment``, seed and epoch, for everything else without.
+        """
+        if isinstance(self.regions, PictureStore):
+            return self.regions.tensors(images, augment), None
         counts = self.regions.num_regions[np.asarray(images, dtype=np.int64)]
         width = int(counts.max())
         features = torch.from_numpy(np.ascontiguousarray(self.regions.features(images)[:, :width]))
@@ -216,16 +231,16 @@ def _count_before(values: np.ndarray) -> np.ndarray:
     return count
 
 
-def collate(dataset: ImageCaptionDataset, captions: Sequence[int], layout: str) -> Batch:
+def collate(dataset: ImageCaptionDataset, captions: Sequence[int], layout: str, augment: tuple[int, int] | None = None) -> Batch:
     """The Batch of ``captions`` in a model's layout: in ``"set"`` each image appears once, else once a caption."""
     if layout != "set":
-        return dataset.batch(captions)
+        return dataset.batch(captions, augment=augment)
     images = list(dict.fromkeys(dataset.caption_to_image[list(captions)].tolist()))
-    return dataset.batch(captions, images)
+    return dataset.batch(captions, images, augment)
 
 
-def load_split(folder: str | Path, split: str, in_memory: bool = True,
-               vocabulary: Vocabulary | WordPieces | None = None) -> ImageCaptionDataset:
+def load_split(folder: str | Path, split: str, in_memory: bool = True, vocabulary: Vocabulary | WordPieces | None = None,
+               pixels: Pixels | None = None) -> ImageCaptionDataset:
     """Read one split of a dataset folder. Callers use ``open_split``: of this module, or of itm_lib.evaluation."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -233,7 +248,10 @@ def load_split(folder: str | Path, split: str, in_memory: bool = True,
     splits = read_json(folder / "splits.json")
     if split not in splits:
         raise InputError(f"{folder} has no split {split!r}: it has {', '.join(splits)}")
-    store = RegionStore(folder / "regions" / f"{split}.h5", in_memory=in_memory)
+    if pixels is not None:
+        store: RegionStore | PictureStore = PictureStore(folder / "images", splits[split], pixels)
+    else:
+        store = RegionStore(folder / "regions" / f"{split}.h5", in_memory=in_memory)
     if sorted(store.image_ids) != sorted(splits[split]):
         raise InputError(f"{store.path} and splits.json list different images for {split}; extract the features again")
     rows = []
@@ -259,12 +277,14 @@ def load_split(folder: str | Path, split: str, in_memory: bool = True,
     )
 
 
-def open_split(folder: str | Path, split: str, in_memory: bool = True,
-               vocabulary: Vocabulary | WordPieces | None = None) -> ImageCaptionDataset:
+def open_split(folder: str | Path, split: str, in_memory: bool = True, vocabulary: Vocabulary | WordPieces | None = None,
+               pixels: Pixels | None = None) -> ImageCaptionDataset:
     """The ``"train"`` or ``"val"`` split of a dataset folder, its captions in tokens of ``vocabulary`` (default: the folder's words).
+
+    With ``pixels``, a model's ``pixels``, images are the pictures themselves and not their regions.
 
     ``"test"`` is refused here: it opens in itm_lib.evaluation alone, once, after every choice is made.
     """
     if split == "test":
         raise InputError("the test split is for the final evaluation: open it with itm_lib.evaluation.open_split")
-    return load_split(folder, split, in_memory, vocabulary)
+    return load_split(folder, split, in_memory, vocabulary, pixels)

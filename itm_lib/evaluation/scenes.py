@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from itm_lib.data.dataset import ImageCaptionDataset
+from itm_lib.data.pictures import PictureStore
 from itm_lib.data.regions import RegionStore
 from itm_lib.data.scene_pictures import Scene
 from itm_lib.evaluation.scoring import encode_images, encode_tokens, evaluating, open_for, pair_scores, paired_blocks
@@ -29,7 +30,7 @@ def foil_accuracy(model: MatchingModel, folder: str | Path, split: str = "test",
                   device: torch.device | str | None = None) -> dict[str, float]:
     """How often the true pair scores above the pair with one thing changed, in percent; chance is 50, a tie is wrong.
 
-    Reads foils/<split>.jsonl and regions/foils_<split>.h5. Side "caption": S(image, caption) > S(image, foil caption).
+    Reads foils/<split>.jsonl and regions/foils_<split>.h5, or the pictures in images/. Side "caption": S(image, caption) > S(image, foil caption).
     Side "picture": S(image, caption) > S(foil picture, caption). Keys: foil_<kind>_<side>, foil_<kind> (the mean of its
     sides) and foil_mean (the mean of the kinds). Only the pairs asked about are scored.
     """
@@ -39,7 +40,7 @@ def foil_accuracy(model: MatchingModel, folder: str | Path, split: str = "test",
     images = encode_images(model, dataset, batch_size, device)
     pictures = dataset.regions
     if any(row["side"] == "picture" for row in rows):
-        foils = RegionStore(folder / "regions" / f"foils_{split}.h5", in_memory=True)
+        foils = _foil_pictures(model, folder, split, rows)
         images = Encoding.cat([images, encode_images(model, _pictures_of(foils, dataset), batch_size, device)])
     texts = list(dict.fromkeys(text for row in rows for text in (row["caption"], row.get("foil_caption")) if text))
     column = {text: number for number, text in enumerate(texts)}
@@ -72,7 +73,13 @@ def _read_foils(path: Path) -> list[dict]:
     return rows
 
 
-def _pictures_of(store: RegionStore, dataset: ImageCaptionDataset) -> ImageCaptionDataset:
+def _foil_pictures(model: MatchingModel, folder: Path, split: str, rows: Sequence[dict]) -> RegionStore | PictureStore:
+    if model.pixels is None:
+        return RegionStore(folder / "regions" / f"foils_{split}.h5", in_memory=True)
+    return PictureStore(folder / "images", list(dict.fromkeys(row["foil_image_id"] for row in rows if row["side"] == "picture")), model.pixels)
+
+
+def _pictures_of(store: RegionStore | PictureStore, dataset: ImageCaptionDataset) -> ImageCaptionDataset:
     """The pictures of ``store`` as a dataset, to be encoded; its one caption is never used."""
     return ImageCaptionDataset(store, dataset.texts[:1], [0], dataset.vocabulary, dataset.split, name=dataset.name)
 
@@ -100,8 +107,10 @@ def pointing_accuracy(model: MatchingModel, folder: str | Path, split: str = "te
     regions, from ``model.explain``. A region counts if its box and one of the mentioned objects' boxes have an
     intersection over union of at least 0.5; where several regions share the highest attention all must count. The
     chance is the mean share of regions that count. Keys: pointing, pointing_chance; nothing if the model has
-    no attention. Mentions that no proposed region covers stay in, as misses.
+    no attention, or reads pixels and no regions. Mentions that no proposed region covers stay in, as misses.
     """
+    if model.pixels is not None:
+        return {}
     folder = Path(folder)
     dataset = open_for(model, folder, split)
     mentions = _mentions(read_jsonl(folder / "captions.jsonl"), dataset)

@@ -16,33 +16,35 @@ from tqdm import tqdm
 
 from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.data.dataset import ImageCaptionDataset, load_split, pad_tokens
+from itm_lib.data.pictures import Pixels
 from itm_lib.files import InputError
 from itm_lib.models.base import Encoding, MatchingModel, check_token_kind, vocabulary_for
 
+PICTURES = 32     # of pixels that a backbone reads at once, at most
 _PAIR_BLOCK = 16  # pairs of one image and one caption scored together: the block's diagonal is kept, the rest is waste
 
 
-def open_split(folder: str | Path, split: str, in_memory: bool = True,
-               vocabulary: Vocabulary | WordPieces | None = None) -> ImageCaptionDataset:
+def open_split(folder: str | Path, split: str, in_memory: bool = True, vocabulary: Vocabulary | WordPieces | None = None,
+               pixels: Pixels | None = None) -> ImageCaptionDataset:
     """Any split of a dataset folder, ``"test"`` included. Use test once, after every choice is made on val."""
-    return load_split(folder, split, in_memory, vocabulary)
+    return load_split(folder, split, in_memory, vocabulary, pixels)
 
 
 def open_for(model: MatchingModel, folder: str | Path, split: str) -> ImageCaptionDataset:
     """A split as ``model`` reads it: its captions in the words that the model was trained with, if it carries them, or in the
-    word pieces of its text encoder.
+    word pieces of its text encoder; its images as regions or as pixels.
 
     Raises :class:`InputError` if the model takes regions of another size, or another number of words.
     """
     config, vocabulary = getattr(model, "config", None), getattr(model, "vocabulary", None)
     if vocabulary is None and config is not None:
         vocabulary = vocabulary_for(config)
-    dataset = open_split(folder, split, vocabulary=vocabulary)
+    dataset = open_split(folder, split, vocabulary=vocabulary, pixels=model.pixels)
     check_token_kind(model, dataset.vocabulary)
     for setting, what, found in (("region_dim", "regions of {} numbers", dataset.regions.dim),
                                  ("vocab_size", "a vocabulary of {} words", len(dataset.vocabulary))):
         wanted = getattr(config, setting, found)
-        if wanted != found and model.image_input == "regions":
+        if wanted != found and found is not None:
             raise InputError(f"this model was made for {what.format(wanted)}, {folder} has {what.format(found)}: "
                              "evaluate it on the kind of data it was trained on")
     return dataset
@@ -70,7 +72,7 @@ def evaluating(model: MatchingModel, device: torch.device | str | None = None) -
 def encode_images(model: MatchingModel, dataset: ImageCaptionDataset, batch_size: int = 256,
                   device: torch.device | str | None = None, progress: bool = False) -> Encoding:
     """The Encoding of all images of ``dataset``, each row once, in their order, on the CPU."""
-    parts = []
+    parts, batch_size = [], min(batch_size, PICTURES) if dataset.pixels else batch_size
     with evaluating(model, device) as where:
         for rows in _batches(list(range(dataset.num_images)), batch_size, "images", progress):
             regions, mask = dataset.image_tensors(rows)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.data.dataset import Batch
+from itm_lib.data.pictures import Pixels
 from itm_lib.files import InputError
 from itm_lib.models.saving import FolderModel
 
@@ -99,6 +100,11 @@ class ModelConfig(BaseModel):
         """The folder or the name on the Hub that the word pieces come from; None for words, and where it is not known."""
         return None
 
+    @property
+    def pixels(self) -> Pixels | None:
+        """How pictures become tensors, for a model that reads pixels; None for one that reads regions."""
+        return None
+
     @model_validator(mode="before")
     @classmethod
     def _fill_compat(cls, values: Any) -> Any:
@@ -137,8 +143,17 @@ class MatchingModel(nn.Module, FolderModel):
     name: ClassVar[str]                      # the registry's name: "vse", "scan", ...
     config_class: ClassVar[type[ModelConfig]]
     batch_layout: ClassVar[str] = "caption"  # how the trainer draws batches: see itm_lib.data.dataset.BatchSampler
-    image_input: ClassVar[str] = "regions"   # or "pixels": then ``regions`` is (I, 3, H, W) without a mask
     config: ModelConfig
+
+    @property
+    def pixels(self) -> Pixels | None:
+        """How the model reads pictures, for ``open_split``; None where it reads regions."""
+        return getattr(getattr(self, "config", None), "pixels", None)
+
+    @property
+    def image_input(self) -> Literal["regions", "pixels"]:
+        """With "pixels", ``regions`` is (I, 3, H, W), values from 0 to 1, without a mask."""
+        return "regions" if self.pixels is None else "pixels"
 
     def encode_images(self, regions: Tensor, region_mask: Tensor | None) -> Encoding:
         """Regions (I, R, D) with mask (I, R) to an Encoding of I images."""

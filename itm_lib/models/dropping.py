@@ -52,9 +52,12 @@ def drop_words(tokens: Tensor, mask: Tensor, rate: float, mask_id: int, vocab_si
 
 
 def drop_fragments(batch: Batch, config: Any, continues: Tensor | None = None) -> Batch:
-    """``batch`` with regions and words dropped as ``config`` says: ``region_dropping``, ``word_dropping``, ``mask_id``, ``vocab_size``."""
+    """``batch`` with regions and words dropped as ``config`` says: ``region_dropping``, ``word_dropping``, ``mask_id``, ``vocab_size``.
+
+    Pictures stay whole: what a backbone makes of them is dropped behind it.
+    """
     values = dict(vars(batch))
-    if config.region_dropping:
+    if config.region_dropping and batch.regions.dim() == 3:
         mask = full_mask(batch.regions, batch.region_mask)
         values["regions"], values["region_mask"] = drop_regions(batch.regions, mask, config.region_dropping)
     if config.word_dropping:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from itm_lib.data.captions import Vocabulary, WordPieces
+from itm_lib.data.pictures import Pixels
 from itm_lib.files import InputError, write_json
 from itm_lib.models.base import Encoding, MatchingModel
 from itm_lib.models.layers import score_dtype
@@ -31,11 +32,15 @@ class Ensemble(MatchingModel):
         if any(vocabulary != words[0] for vocabulary in words):
             raise InputError("the models of an ensemble have different vocabularies: train them on the same dataset, and "
                              "with text encoders that read the same tokens")
-        if len({model.image_input for model in models}) > 1:
-            raise InputError("some models of this ensemble take pixels and some take regions: they cannot share a batch")
+        if len({model.pixels and model.pixels.size for model in models}) > 1:
+            raise InputError("the models of this ensemble take pictures of different sizes, or some take pixels and some regions: they "
+                             "cannot share a batch")
         self.models = nn.ModuleList(models)
         self.vocabulary = words[0] if words else None
-        self.image_input = models[0].image_input
+
+    @property
+    def pixels(self) -> Pixels | None:
+        return self.models[0].pixels
 
     def encode_images(self, regions: Tensor, region_mask: Tensor | None) -> Encoding:
         return Encoding(members=tuple(model.encode_images(regions, region_mask) for model in self.models))

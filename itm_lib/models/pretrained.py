@@ -1,4 +1,4 @@
-"""Encoders that come trained, from the transformers library: a BERT that reads captions.
+"""Encoders that come trained, from the transformers library: a BERT that reads captions, a backbone that reads pictures.
 
 What is read from a folder, or from the Hugging Face Hub, is written into the model's config, so that a saved model is read back
 without it.
@@ -7,8 +7,9 @@ without it.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,9 +17,12 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from itm_lib.data.captions import WordPieces, pretrained_folder
-from itm_lib.files import InputError
+from itm_lib.data.captions import BERT_FILES, WordPieces, pretrained_folder
+from itm_lib.files import InputError, read_json
 from itm_lib.models.hinge import HingeConfig
+
+BACKBONE_FILES = ("config.json", "model*.safetensors*", "preprocessor_config.json")
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of red, green and blue
 
 
 class WordsConfig(HingeConfig):
@@ -69,7 +73,7 @@ class BertWords(nn.Module):
 
         continues = torch.zeros(config.vocab_size, dtype=torch.bool)
         if config.bert_config is None:
-            self.bert, mask_id = read_bert(config.bert), config.mask_id
+            self.bert, mask_id = read_pretrained(config.bert, "bert", BERT_FILES), config.mask_id
             check_vocabulary(config.vocab_size, self.bert.config.vocab_size)
             if config.word_dropping:
                 pieces = WordPieces.from_pretrained(config.bert)
@@ -101,23 +105,120 @@ class BertWords(nn.Module):
         return self.linear(states)
 
 
-def read_bert(name: str) -> nn.Module:
-    """The BERT in the folder ``name``, or of that name on the Hub, in float32."""
-    from transformers import AutoModel
+class Backbone(nn.Module):
+    """Pictures (I,3,H,W), values from 0 to 1 or bytes, to cells (I,F,c): any image model of transformers whose last hidden state
+    is a map (I,c,h,w), then F = h w row by row, or tokens, then those of the picture without class and register tokens.
 
-    folder, problem = pretrained_folder(name), None
+    Reads ``name``, a folder or a name on the Hub, where there is no ``architecture``; ``architecture`` and ``dim``, c, are then
+    what a saved model keeps. Pictures are normalised by the mean and deviation of its preprocessor_config.json, or else ImageNet's.
+    BatchNorm keeps the statistics that it came with, in training too, as in VSE∞, unless ``batch_norm``. What has no part in the
+    cells, like a pooling layer, does not train. ``size``: pictures of so many pixels are tried at once.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str | None, architecture: dict[str, Any] | None, size: int, batch_norm: bool = False):
+        super().__init__()
+        self.batch_norm, normal = batch_norm, IMAGENET
+        if architecture is None:
+            self.model, normal = read_pretrained(name, "backbone", BACKBONE_FILES), read_normalisation(name)
+            architecture = json.loads(self.model.config.to_json_string(use_diff=True))
+        else:
+            self.model = build_backbone(architecture)
+        self.architecture = architecture
+        for buffer, values in zip(("mean", "std"), normal):
+            self.register_buffer(buffer, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
+        self.resizes = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        self._try(size)
+
+    def _try(self, size: int) -> None:
+        """One picture of zeros: the number of channels, where the picture's tokens begin, and which weights have no part in them."""
+        kind = self.architecture.get("model_type")
+        self.eval()
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                states = self._states(torch.zeros(1, 3, size, size))
+                used = torch.autograd.grad(states.sum(), tuple(self.model.parameters()), allow_unused=True)
+        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+            why = " ".join(str(error).split())[:120]
+            raise InputError(f"the backbone, a {kind!r}, makes no cells of a picture of {size} pixels ({why}): give an image model of "
+                             "transformers, and set image_size to what it reads") from None
+        patch = getattr(self.model.config, "patch_size", None)
+        patch = patch[0] if isinstance(patch, Sequence) else patch
+        self.dim = states.shape[1 if states.dim() == 4 else 2]
+        self.first = max(0, states.shape[1] - (size // patch) ** 2) if states.dim() == 3 and patch else 0
+        for parameter, gradient in zip(self.model.parameters(), used):
+            parameter.requires_grad_(gradient is not None)
+        self.train()
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        if not self.batch_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        if pictures.dim() != 4 or pictures.shape[1] != 3:
+            raise InputError(f"images of shape {tuple(pictures.shape)} were given to a model of pixels, which takes (images, 3, height, "
+                             "width): open the splits with pixels=model.pixels")
+        if pictures.dtype == torch.uint8:
+            pictures = pictures / 255
+        states = self._states((pictures.to(self.mean.dtype) - self.mean) / self.std)
+        return states.flatten(2).mT if states.dim() == 4 else states[:, self.first:]
+
+    def _states(self, pictures: Tensor) -> Tensor:
+        options = {"interpolate_pos_encoding": True} if self.resizes else {}
+        return self.model(pixel_values=pictures, **options).last_hidden_state
+
+
+def build_backbone(architecture: dict[str, Any]) -> nn.Module:
+    """An image model of this architecture, with random weights."""
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        return AutoModel.from_config(AutoConfig.for_model(**architecture)).float()
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise InputError(f"backbone_config describes no model ({why}): give model_type, like resnet, and its settings") from None
+
+
+def read_normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of pictures, in its preprocessor_config.json, or ImageNet's where that says nothing."""
+    path = pretrained_folder(name, BACKBONE_FILES, "backbone") / "preprocessor_config.json"
+    content = read_json(path) if path.is_file() else {}
+    mean, std = (content.get(key, usual) for key, usual in zip(("image_mean", "image_std"), IMAGENET))
+    if not content.get("do_normalize", True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if any(not isinstance(part, Sequence) or len(part) != 3 for part in (mean, std)) or not all(std):
+        raise InputError(f"{path}: image_mean and image_std must be three numbers each: mend the file")
+    return mean, std
+
+
+def read_pretrained(name: str, what: str, files: Sequence[str]) -> nn.Module:
+    """The model in the folder ``name``, or of that name on the Hub, in float32; of one for pictures and text, its half for pictures.
+
+    ``what``: the setting that names it, "bert" or "backbone".
+    """
+    from transformers import AutoConfig, AutoModel
+
+    folder, problem = pretrained_folder(name, files, what), None
     try:
         with quiet_transformers():
-            bert, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            config = AutoConfig.from_pretrained(folder)
+            config = getattr(config, "vision_config", config)
+            model, report = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         problem = " ".join(str(error).split())[:120]
     else:
-        lacking = [key for key in sorted(report["missing_keys"]) if not key.startswith("pooler.")]
+        lacking = [key for key in sorted(report["missing_keys"]) if "pooler." not in key]
         if lacking:
             problem = f"its weights lack {lacking[0]}"
     if problem:
-        raise InputError(f"bert {name!r} cannot be read ({problem}): give a folder that holds one, or its name on the Hub")
-    return bert
+        raise InputError(f"{what} {name!r} cannot be read ({problem}): give a folder that holds one, or its name on the Hub")
+    return model
 
 
 @contextlib.contextmanager

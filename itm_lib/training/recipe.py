@@ -101,7 +101,7 @@ class Stage(BaseModel):
         model = {"method": self.model["method"], **self.config.model_dump(mode="json", exclude=set(FROM_DATA))}
         return {"name": self.name, "model": model, "train": self.train.model_dump(mode="json")}
 
-    def build(self, region_dim: int, vocabulary_size: int) -> MatchingModel:
+    def build(self, region_dim: int | None, vocabulary_size: int) -> MatchingModel:
         """The model, with random weights of the current seed."""
         return build_model(self.model["method"], _settings(self.model), region_dim, vocabulary_size)
 
@@ -151,7 +151,7 @@ class Recipe(BaseModel):
         stages = {"stages": [stage.resolved() for stage in self.stages]} if self.stages else {}
         return {"data": data, "model": base["model"], "train": base["train"], **stages}
 
-    def build(self, region_dim: int, vocabulary_size: int) -> MatchingModel:
+    def build(self, region_dim: int | None, vocabulary_size: int) -> MatchingModel:
         """The model that comes out, the final stage's, with random weights of the current seed."""
         return self.plan[-1].build(region_dim, vocabulary_size)
 
@@ -193,7 +193,8 @@ def run_recipe(recipe: Recipe, out_dir: str | Path, resume: bool = False, progre
     out_dir = Path(out_dir)
     vocabulary = vocabulary_for(recipe.plan[-1].config)
     folder = data if data is not None else recipe.data.prepare(progress)
-    train, val = (open_split(folder, split, vocabulary=vocabulary) for split in ("train", "val"))
+    pixels = recipe.plan[-1].config.pixels
+    train, val = (open_split(folder, split, vocabulary=vocabulary, pixels=pixels) for split in ("train", "val"))
     metadata: dict[str, Any] = {"recipe": recipe.resolved()}
     with sole_use(out_dir, ".stages.lock") if recipe.stages else contextlib.nullcontext():
         trainers = _trainers(recipe, train, val, out_dir, progress, on_epoch)
@@ -374,6 +375,9 @@ def _checked_stages(content: Any, model: dict[str, Any], train: dict[str, Any], 
                             train=_checked_train({**train, **own["train"]}, place)))
         if (stages[0].config.token_kind, stages[0].config.tokenizer) != (stages[-1].config.token_kind, stages[-1].config.tokenizer):
             raise InputError(f"{place}: it reads other tokens than stage {stages[0].name!r}: all stages share one text encoder")
+        if stages[0].config.pixels != stages[-1].config.pixels:
+            raise InputError(f"{place}: it reads pictures otherwise than stage {stages[0].name!r}: all stages share image_encoder, "
+                             "image_size, crop and flip")
     return tuple(stages)
 
 

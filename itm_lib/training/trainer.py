@@ -50,13 +50,14 @@ SAME = 1e-6             # scores that differ by less are the same
 
 
 class _Batches(Dataset):
-    """The dataset as the loader sees it: a list of caption rows in, a Batch in the model's layout out."""
+    """The dataset as the loader sees it: a list of caption rows in, a Batch in the model's layout out; pictures as ``augment``,
+    seed and epoch, changes them."""
 
-    def __init__(self, dataset: ImageCaptionDataset, layout: str):
-        self.dataset, self.layout = dataset, layout
+    def __init__(self, dataset: ImageCaptionDataset, layout: str, augment: tuple[int, int]):
+        self.dataset, self.layout, self.augment = dataset, layout, augment
 
     def __getitem__(self, captions: list[int]) -> Batch:
-        return collate(self.dataset, captions, self.layout)
+        return collate(self.dataset, captions, self.layout, self.augment)
 
 
 class Trainer:
@@ -195,7 +196,8 @@ class Trainer:
         size = self.config.accumulate
         rows = list(self.sampler)[self.state.position * size :]
         # a generator of its own: otherwise the loader takes its seed from the global one, once more after a resume
-        loader = iter(DataLoader(_Batches(self.train, self.model.batch_layout), sampler=rows, batch_size=None,
+        data = _Batches(self.train, self.model.batch_layout, (self.config.seed, self.state.epoch))
+        loader = iter(DataLoader(data, sampler=rows, batch_size=None,
                                  num_workers=self.config.num_workers, generator=torch.Generator().manual_seed(0)))
         for first in range(0, len(rows), size):
             yield [next(loader) for _ in rows[first : first + size]]
@@ -355,6 +357,10 @@ def check_splits(model: MatchingModel, train: ImageCaptionDataset, val: ImageCap
     words = getattr(model.config, "vocab_size", None)
     if words is not None and words != len(train.vocabulary):
         raise InputError(f"the model knows {words} words and the data has {len(train.vocabulary)}: build it for this data")
+    for role, dataset in (("train", train), ("val", val)):
+        if dataset.pixels != model.pixels:
+            how = "without pixels=" if model.pixels is None else "with pixels=model.pixels"
+            raise InputError(f"the {role} split's images are not read as the model {model.name!r} reads them: open it {how}")
     dim = getattr(model.config, "region_dim", None)
     if model.image_input == "regions" and dim is not None and {train.regions.dim, val.regions.dim} != {dim}:
         raise InputError(f"the model takes regions of {dim} numbers, train has {train.regions.dim} and val "

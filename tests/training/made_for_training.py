@@ -9,7 +9,7 @@ import torch
 
 from itm_lib.data import Tokenizer, Vocabulary
 from itm_lib.data.regions import RegionWriter
-from itm_lib.files import write_json, write_jsonl
+from itm_lib.files import read_jsonl, write_json, write_jsonl
 
 NOUNS = ["dog", "cat", "boat", "tree", "lamp", "bread", "chair", "apple", "train", "bird", "shoe", "clock", "house", "fish",
          "crown", "glove", "spoon", "guitar", "horse", "book"]
@@ -35,6 +35,34 @@ def write_dataset(folder: Path, sizes: dict[str, int], seed: int = 0) -> Path:
     write_jsonl(folder / "captions.jsonl", captions)
     write_json(folder / "splits.json", splits)
     Vocabulary.build(row["text"] for row in captions if row["split"] == "train").save(folder / "vocabulary.json")
+    return folder
+
+
+def write_pictures(folder: Path, size: int = 32) -> Path:
+    """A picture for every image of ``folder``: each noun of its captions is a square of its own colour and place."""
+    from PIL import Image
+
+    (folder / "images").mkdir(exist_ok=True)
+    for image_id, text in {row["image_id"]: row["text"] for row in read_jsonl(folder / "captions.jsonl")}.items():
+        picture = np.full((size, size, 3), 255, dtype=np.uint8)
+        for word in Tokenizer()(text):
+            if word in NOUNS:
+                place, side = NOUNS.index(word), size // 5
+                top, left = place // 5 * side, place % 5 * side
+                picture[top : top + side, left : left + side] = [place * 12, 255 - place * 12, place % 4 * 80]
+        Image.fromarray(picture).save(folder / "images" / f"{image_id}.png")
+    return folder
+
+
+def write_backbone(folder: Path, kind: str = "resnet", size: int = 32) -> Path:
+    """A random image backbone of two stages, ResNet or ViT, for pictures of ``size`` pixels."""
+    from transformers import AutoModel, ResNetConfig, ViTConfig
+
+    torch.manual_seed(0)
+    config = (ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic") if kind == "resnet" else
+              ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=size, patch_size=8,
+                        initializer_range=0.2))
+    AutoModel.from_config(config).save_pretrained(folder)
     return folder
 
 
