@@ -32,6 +32,11 @@ def test_dive_trains_on_whole_sets_of_captions_and_is_evaluated(splits, tmp_path
     torch.testing.assert_close(scores, similarity_matrix(model, images, captions), rtol=0, atol=1e-6)
 
 
+def same_weights(first, second) -> bool:
+    other = second.state_dict()
+    return first.state_dict().keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in first.state_dict().items())
+
+
 def test_dive_starts_from_the_word_vectors_of_a_file_and_is_saved_without_it(folder, splits, tmp_path, capsys):
     path, words = tmp_path / "vectors.txt", splits[0].vocabulary
     known = words.words[4:9]
@@ -59,8 +64,7 @@ def test_dive_starts_from_the_word_vectors_of_a_file_and_is_saved_without_it(fol
     path.unlink()
     found = load_model(tmp_path / "run" / "model")[0]
     assert found.config == run.model.config and found.use_vocabulary(words) is None
-    for other in (again.state_dict(), found.state_dict()):
-        assert all(torch.equal(value, other[name]) for name, value in run.model.state_dict().items())
+    assert same_weights(again, run.model) and same_weights(found, run.model)
     with pytest.raises(InputError, match="no file of word vectors .*vectors.txt: check the path"):
         run_recipe(recipe(word_vectors=str(path)), tmp_path / "again", progress=False)
     with pytest.raises(InputError, match="recipe: model: word_vectors are of the GRU's words: a BERT brings its own"):
