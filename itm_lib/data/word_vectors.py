@@ -55,6 +55,8 @@ def read_word_vectors(path: str | Path, vocabulary: Vocabulary, dim: int) -> tup
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that are not empty, with their numbers from 1."""
+    if path.suffix == ".zip":
+        raise InputError(f"{path} is a zip archive: unpack it, and give one of the .txt files in it")
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -69,7 +71,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _broken(path: Path, line: int, dim: int) -> InputError:
-    return InputError(f"{path} line {line} is not a word and {dim} numbers: the file is damaged or cut short, fetch it again")
+    return InputError(f"{path} line {line} is not a word and {dim} numbers: the file is cut short, damaged, or not plain text")
 
 
 def _is_number(text: bytes) -> bool:

@@ -36,7 +36,7 @@ def test_the_words_that_are_there_get_their_vectors(name, lines, tmp_path):
 @pytest.mark.parametrize(("lines", "line"), [
     (["dog 1 2 3 4"], "v.txt has vectors of 4 numbers and word_dim is 3: set word_dim to 4, or give another file"),
     (["5 50", *LINES], "v.txt has vectors of 50 numbers and word_dim is 3: set word_dim to 50, or give another file"),
-    ([*LINES, "red 1 2"], "v.txt line 8 is not a word and 3 numbers: the file is damaged or cut short, fetch it again"),
+    ([*LINES, "red 1 2"], "v.txt line 8 is not a word and 3 numbers: the file is cut short, damaged, or not plain text"),
     ([*LINES, "blue 1"], "v.txt line 8 is not a word and 3 numbers"),
     ([*LINES, "", "red 1 x 3"], "v.txt line 9 is not a word and 3 numbers"), ([*LINES, "red 1 nan 3"], "v.txt line 8 is not a word"),
     ([*LINES, "red 1 2 3 4"], "v.txt line 8 is not a word and 3 numbers"),
@@ -53,7 +53,7 @@ def test_a_file_that_is_missing_or_damaged_is_one_line(tmp_path):
     packed = write(tmp_path / "cut.gz", LINES)
     packed.write_bytes(packed.read_bytes()[:-12])
     (tmp_path / "plain.gz").write_text("dog 1 2 3\n")
-    for name, line in (("gone.txt", "no file of word vectors .*gone.txt: check the path"), ("", "cannot be read .*directory"),
+    for name, line in (("glove.zip", "glove.zip is a zip archive: unpack it, and give one of the .txt files in it"), ("gone.txt", "no file of word vectors .*gone.txt: check the path"), ("", "cannot be read .*directory"),
                        ("cut.gz", "cut.gz cannot be read .*: it is damaged or cut short, fetch it again"),
                        ("plain.gz", "plain.gz cannot be read .*gzip")):
         with pytest.raises(InputError, match=line) as error:

@@ -38,6 +38,12 @@ def write_dataset(folder: Path, sizes: dict[str, int], seed: int = 0) -> Path:
     return folder
 
 
+def same_weights(first, second) -> bool:
+    """Whether two models have the same tensors, to the bit."""
+    other = second.state_dict()
+    return first.state_dict().keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in first.state_dict().items())
+
+
 def write_pictures(folder: Path, size: int = 32) -> Path:
     """A picture for every image of ``folder``: each noun of its captions is a square of its own colour and place."""
     from PIL import Image

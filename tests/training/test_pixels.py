@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_for_training import write_backbone, write_dataset, write_pictures
+from made_for_training import same_weights, write_backbone, write_dataset, write_pictures
 from PIL import Image
-from test_sets import same_weights
 
 from itm_lib.data import open_split
 from itm_lib.data.dataset import ImageCaptionDataset

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from made_for_training import same_weights
 
 from itm_lib.evaluation.scoring import encode_dataset, similarity_matrix
 from itm_lib.files import InputError
@@ -30,11 +31,6 @@ def test_dive_trains_on_whole_sets_of_captions_and_is_evaluated(splits, tmp_path
     assert images.embedding.shape == (30, 3, 16) and captions.fragments.shape[::2] == (60, 3)
     scores = similarity_matrix(model, *encode_dataset(model, val, batch_size=7), block_bytes=2000)
     torch.testing.assert_close(scores, similarity_matrix(model, images, captions), rtol=0, atol=1e-6)
-
-
-def same_weights(first, second) -> bool:
-    other = second.state_dict()
-    return first.state_dict().keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in first.state_dict().items())
 
 
 def test_dive_starts_from_the_word_vectors_of_a_file_and_is_saved_without_it(folder, splits, tmp_path, capsys):
