@@ -979,7 +979,8 @@ def slots_on_picture(picture: Any, boxes: Any, weights: Any, captions: Sequence[
               for text, score, *signs in zip(*column)] for column in zip(captions, scores, own, true)]
     lines = max(sum(text.count("\n") + 1 for text in column) for column in texts)
     tall = 0.148 * lines + 0.1 * len(texts[0])
-    figure, axes = _grid(2, len(weights), (len(weights) * width, width + tall + (0.45 if title else 0.2)), height_ratios=(width, tall))
+    figure, axes = _grid(2, len(weights), (len(weights) * width, width + tall + (0.65 if title else 0.3)), height_ratios=(width, tall))
+    figure.get_layout_engine().set(h_pad=0.09)
     for number, (above, below) in enumerate(axes.T):
         height, breadth = _picture(above, picture)
         strength = weights[number] / max(weights[number].max(), 1e-12)
