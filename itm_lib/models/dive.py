@@ -22,7 +22,7 @@ circular variance                 evaluation.sets           1 - ‖mean of a set
 
 ``image_encoder="grid"``: images are pictures, and the fragments are the cells of the last feature map of ``backbone``, any image
 model of transformers, which trains with the rest. They are mapped as regions are, and the global feature is their maximum. In
-training, cells are dropped as regions are, as in VSE∞; itm_lib.data.pictures says how pictures are cut and mirrored.
+training, cells are dropped as regions are (VSE∞ drops some, too); itm_lib.data.pictures says how pictures are cut and mirrored.
 
 ``text_encoder="bert"``: local features are BERT's last hidden states, mapped to d, and the global feature is their maximum over
 the true word pieces, or the state of the first, [CLS]. The released code has a BERT that cannot be built; this is the same linear
