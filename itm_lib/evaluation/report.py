@@ -36,8 +36,9 @@ SMALL = 0.01  # fractions below it are written with an exponent
 
 
 def is_fraction(name: str) -> bool:
-    """Whether the metric ``name`` is a fraction from 0 to 1 and not in percent: gates are, and may be as small as 1e-9."""
-    return name.startswith("gate_")
+    """Whether the metric ``name`` is a fraction from 0 to 1 and not in percent: gates are, and may be as small as 1e-9, and circular
+    variances."""
+    return name.startswith("gate_") or name in ("image_circular_variance", "caption_circular_variance")
 
 
 def fraction(value: float) -> str:
@@ -187,8 +188,8 @@ def _parse(row: Any, file: Path) -> Result:
 def metric_label(name: str) -> str:
     """``i2t_r1`` → ``i2t R@1``: a metric's name as tables show it."""
     way, _, rest = name.partition("_")
-    if way == "ceiling":
-        return f"ceiling {metric_label(rest)}"
+    if way in ("ceiling", "centre"):
+        return f"{way} {metric_label(rest)}"
     if way in ("i2t", "t2i") and rest in _LABELS:
         return f"{way} {_LABELS[rest]}"
     return _LABELS.get(name, name.replace("_", " "))

@@ -16,6 +16,7 @@ from itm_lib.evaluation import (
     open_split,
     set_statistics,
 )
+from itm_lib.evaluation.report import Metric, metric_label
 from itm_lib.models import build_model
 
 SIZES = {"embed_dim": 6, "word_dim": 5, "num_heads": 2, "head_dim": 3}
@@ -65,3 +66,9 @@ def test_models_without_sets_have_no_such_numbers(folder):
     model = build_model("vse", {"embed_dim": 6, "word_dim": 5}, DIM, len(Vocabulary.build(WORDS)))
     assert set_statistics(*encode_dataset(model, dataset), dataset) == {}
     assert not any("circular" in name or "centre" in name for name in evaluate(model, folder))
+
+
+def test_tables_show_variances_as_fractions_and_name_what_is_of_the_centres():
+    assert Metric.of([0.0625, 0.0825]).shown_as("caption_circular_variance") == "0.073 ± 0.014"
+    assert Metric.of([-2.5]).shown_as("caption_log_circular_variance") == "-2.5"
+    assert (metric_label("centre_rsum"), metric_label("centre_t2i_map_at_r")) == ("centre rSum", "centre t2i mAP@R")
