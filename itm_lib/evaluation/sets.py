@@ -23,8 +23,8 @@ def circular_variance(sets: Tensor) -> Tensor:
 
 def centre_scores(images: Tensor, captions: Tensor) -> Tensor:
     """Cosines (I, C) of the means of sets (I,K,d) and (C,K',d): scores as if every set had collapsed to its centre."""
-    centres = (torch.nn.functional.normalize(side.mean(1), dim=-1) for side in (images, captions))
-    return next(centres) @ next(centres).T
+    rows, columns = (torch.nn.functional.normalize(side.mean(1), dim=-1) for side in (images, captions))
+    return rows @ columns.T
 
 
 def set_statistics(images: Encoding, captions: Encoding, dataset: ImageCaptionDataset) -> dict[str, float]:

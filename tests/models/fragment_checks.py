@@ -24,6 +24,18 @@ def encode(model, sides):
     return model.encode_images(*sides[:2]), model.encode_captions(*sides[2:])
 
 
+def train_on(model, data, optimizer, steps):
+    """The loss (a float) of each of ``steps`` training steps on one Batch."""
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = model.train()(data)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def encode_batch(model, data):
     """Both sides of a Batch."""
     return encode(model, sides_of(data))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fragment_checks import LargestTensor, check_padding_and_company
+from fragment_checks import LargestTensor, check_padding_and_company, train_on
 from fragment_checks import batch as ragged_batch
 from fragment_checks import encode_batch as encode
 from fragment_checks import widened_batch as widened
@@ -429,14 +429,7 @@ def test_dropping_follows_torchs_generator_and_stops_at_test():
                                      {"similarity": "match_probability"}], ids=["default", "pie", "transformer", "mp"])
 def test_training_lowers_the_loss_with_everything_on(setting):
     model = make(torch.float32, dropout=0.1, region_dropping=0.1, word_dropping=0.1, **setting)
-    data, losses = make_batch(6, torch.float32), []
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = model.train()(data)["loss"]
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = train_on(model, make_batch(6, torch.float32), torch.optim.AdamW(model.parameters(), lr=3e-3), 40)
     share = 0.9 if "similarity" in setting else 0.6  # the match probability lies in a narrow band
     assert sum(losses[-5:]) < share * sum(losses[:5])
     assert all(value.grad is not None for value in model.parameters())
@@ -444,18 +437,12 @@ def test_training_lowers_the_loss_with_everything_on(setting):
 
 def test_a_bert_trains_is_saved_and_reads_back_without_its_folder(bert_folder, tmp_path):
     model = make(torch.float32, text_encoder="bert", bert=str(bert_folder), word_dropping=0.2, bert_lr_scale=0.3)
-    data, losses = make_batch(6, torch.float32), []
+    data = make_batch(6, torch.float32)
     named = {id(value): name for name, value in model.named_parameters()}
     scales = {named[id(value)]: each["lr_scale"] for each in model.parameter_groups() for value in each["params"]}
     assert len(scales) == len(named) and scales["text.linear.weight"] == 1 and model.config.mask_id == 4
     assert {name for name, scale in scales.items() if scale == 0.3} == {name for name in scales if name.startswith("text.bert.")}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss = model.train()(data)["loss"]
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = train_on(model, data, torch.optim.AdamW(model.parameters(), lr=3e-3), 30)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5]) and all(value.grad is not None for value in model.parameters())
     model.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace(str(bert_folder), "gone"))

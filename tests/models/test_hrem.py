@@ -6,6 +6,7 @@ import pytest
 import torch
 from fragment_checks import batch as ragged_batch
 from fragment_checks import encode_batch as encode
+from fragment_checks import train_on
 from fragment_checks import widened_batch as widened
 from literal_hrem import literal_graph, literal_mechanism
 
@@ -474,13 +475,7 @@ def test_dropping_follows_torchs_generator_and_stops_at_test():
 
 def learns(model, data, steps=25):
     optimizer = torch.optim.AdamW([{"params": each["params"], "lr": 3e-3 * each["lr_scale"]} for each in model.parameter_groups()])
-    losses = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = model.train()(data)["loss"]
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = train_on(model, data, optimizer, steps)
     return losses[-1] < 0.6 * losses[0]
 
 
