@@ -114,7 +114,8 @@ class Caption:
 
     def key(self) -> tuple:
         """Equal for captions that say the same in other words."""
-        things = [(p.nouns, p.count, p.size, p.colour) for p in self.phrases]
+        # nouns in order: equal sets may print in different orders, which the hashes of strings, new in every process, decide
+        things = [(tuple(sorted(p.nouns)), p.count, p.size, p.colour) for p in self.phrases]
         return tuple(things if self.relation else sorted(things, key=str)), self.relation, self.background
 
     def tell(self) -> tuple[str, list[dict[str, Any]]]:

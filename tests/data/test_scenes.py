@@ -1,7 +1,10 @@
 import hashlib
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import permutations
 
@@ -321,6 +324,23 @@ def test_the_smoke_size_is_the_same_everywhere(smoke_folders, variant):
     for name in ("scenes.jsonl", "captions.jsonl", "foils/val.jsonl", "foils/test.jsonl", "truth/test.json", "vocabulary.json"):
         digest.update((smoke_folders[variant] / name).read_bytes())
     assert digest.hexdigest()[:16] == PINNED[variant], "other scenes or captions: raise GENERATOR and pin the new value"
+
+
+def test_no_hash_of_a_string_decides_what_a_dataset_holds():
+    """Python hashes strings anew in every process: what a caption says must be told in an order that does not hang on it."""
+    tell = (
+        "import random; from itm_lib.data.scene_captions import sample_caption\n"
+        "from itm_lib.data.scene_pictures import VARIANTS, sample_scene\n"
+        "for n in range(200):\n"
+        "    caption = sample_caption(random.Random(n), sample_scene(random.Random(n), 'x'), VARIANTS['default'])\n"
+        "    print(caption and caption.key())"
+    )
+    told = {
+        subprocess.run([sys.executable, "-c", tell], text=True, check=True,
+                       stdout=subprocess.PIPE, env=os.environ | {"PYTHONHASHSEED": str(seed)}).stdout
+        for seed in (1, 2)
+    }
+    assert len(told) == 1
 
 
 def test_counts_and_licence(folder):
