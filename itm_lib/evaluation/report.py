@@ -307,7 +307,7 @@ def read_paper_results(path: str | Path | None = None) -> list[PaperRow]:
     return rows
 
 
-def paper_table(protocol: str, methods: Sequence[str] | None = None, path: str | Path | None = None) -> pd.DataFrame:
+def published_table(protocol: str, methods: Sequence[str] | None = None, path: str | Path | None = None) -> pd.DataFrame:
     """The papers' numbers under one protocol (f30k_1k, coco_1k_fivefold, coco_5k): recalls, rsum, source, status.
 
     The first level of the columns says whose they are ("Flickr30K, f30k_1k, papers"), which no measured result's does:

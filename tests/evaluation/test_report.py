@@ -11,7 +11,7 @@ from itm_lib.evaluation.report import (
     Metric,
     Result,
     markdown,
-    paper_table,
+    published_table,
     read_results,
     results_table,
     styled,
@@ -124,7 +124,7 @@ def test_datasets_never_share_a_column():
     measured = [result(), result(variant="many_to_many"), result(dataset="Flickr30K", variant="", split="test")]
     table = results_table(measured, ["rsum"])
     assert table.shape == (1, 6)  # three places, a number and its seeds each
-    papers = paper_table("f30k_1k", ["scan"])
+    papers = published_table("f30k_1k", ["scan"])
     both = pd.concat([table, papers], axis=1).fillna("")
     assert len(set(both.columns)) == len(both.columns) == 6 + papers.shape[1]
     assert all(place.endswith("papers") for place in papers.columns.get_level_values(0))
@@ -170,11 +170,11 @@ def test_two_results_of_one_name_are_refused():
 
 
 def test_paper_table_shows_what_the_file_says():
-    table = paper_table("f30k_1k", ["scan"])["Flickr30K, f30k_1k, papers"]
+    table = published_table("f30k_1k", ["scan"])["Flickr30K, f30k_1k, papers"]
     assert table.loc["SCAN t-i AVG", ["i2t R@1", "t2i R@10", "rSum", "status"]].tolist() == ["61.8", "83.0", "446.2", "paper"]
     assert "ECCV 2018" in table.loc["SCAN t-i AVG", "source"]
     with pytest.raises(InputError, match="^no paper's numbers for f30k_1k nobody; there are: .*scan coco_5k"):
-        paper_table("f30k_1k", ["nobody"])
+        published_table("f30k_1k", ["nobody"])
 
 
 @pytest.mark.parametrize("text, line", [
@@ -185,10 +185,10 @@ def test_paper_table_shows_what_the_file_says():
 def test_a_damaged_paper_file_is_one_line(tmp_path, text, line):
     path = tmp_path / "paper.yaml"
     with pytest.raises(InputError, match="no file .*paper.yaml"):
-        paper_table("coco_5k", path=path)
+        published_table("coco_5k", path=path)
     path.write_text(text)
     with pytest.raises(InputError) as error:
-        paper_table("coco_5k", path=path)
+        published_table("coco_5k", path=path)
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
