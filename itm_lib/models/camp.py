@@ -236,6 +236,7 @@ class CAMP(FragmentModel):
     name = "camp"
     config_class = CampConfig
     batch_layout = "image"
+    other_words = 0.1  # of words that word2vec lacks, as released
     config: CampConfig
     block_bytes: int | None = None
     graph_bytes: int = 2**30

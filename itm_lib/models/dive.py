@@ -63,14 +63,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.data.dataset import Batch
 from itm_lib.data.pictures import Pixels
-from itm_lib.data.word_vectors import read_word_vectors
 from itm_lib.files import InputError
 from itm_lib.losses import matched_pairs, positive_mask, semi_hard_loss
 from itm_lib.models.base import Encoding
@@ -104,8 +102,6 @@ class DiveConfig(WordsConfig):
     official: ClassVar[dict[str, Any]] = {"mask_before_slot_softmax": False, "position_over": "padded",
                                           "masked_batch_norm": False, "norm_momentum": 0.19, "learned_match": False}
 
-    word_vectors: str | None = None
-    word_vectors_found: NonNegativeInt | None = None  # filled in when they are read
     image_encoder: Literal["regions", "grid"] = "regions"
     backbone: str | None = None
     backbone_config: dict[str, Any] | None = None
@@ -161,8 +157,6 @@ class DiveConfig(WordsConfig):
             raise ValueError("text_local 'words' and text_global 'last' are of the GRU: a BERT has 'states', and 'max' or 'first'")
         if self.image_encoder == "grid" and self.backbone is None and self.backbone_config is None:
             raise ValueError("image_encoder 'grid' needs backbone, a folder or a name like microsoft/resnet-152")
-        if bert and self.word_vectors is not None:
-            raise ValueError("word_vectors are of the GRU's words: a BERT brings its own")
         if not bert and self.text_global == "first":
             raise ValueError("text_global 'first' is of a BERT: a GRU has 'last' or 'max'")
         if self.query_weight and self.aggregation == "pie_net":
@@ -513,18 +507,6 @@ class DivE(HingeModel):
             scale = next((scale for start, scale in scales.items() if name.startswith(start)), 1.0)
             groups.setdefault(scale, []).append(value)
         return [{"params": values, "lr_scale": scale} for scale, values in groups.items()]
-
-    def use_vocabulary(self, vocabulary: Vocabulary | WordPieces) -> str | None:
-        """Read ``word_vectors``, if there are any and they were not read before. Says how many words were found."""
-        path = self.config.word_vectors
-        if path is None or self.config.word_vectors_found is not None:
-            return None
-        vectors, found = read_word_vectors(path, vocabulary, self.config.word_dim)
-        weight = self.text.embed.weight
-        with torch.no_grad():
-            weight[torch.from_numpy(found)] = torch.from_numpy(vectors[found]).to(weight)
-        self.config = self.config.model_copy(update={"word_vectors_found": int(found.sum())})
-        return f"word vectors: {found.sum()} of the {len(found)} words of the captions are in {path}"
 
     # --- sets ---
 

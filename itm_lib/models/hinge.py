@@ -3,9 +3,14 @@ that compare regions with words, the two encoders."""
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
-from torch import Tensor
+from typing import ClassVar
 
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from itm_lib.data.captions import Vocabulary, WordPieces
+from itm_lib.data.word_vectors import read_word_vectors
 from itm_lib.losses import Negatives, Reduction, collapsed_hinge, hinge_loss, matched_pairs, positive_mask
 from itm_lib.models.base import Encoding, MatchingModel, ModelConfig
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
@@ -25,11 +30,43 @@ class HingeConfig(ModelConfig):
     same_image_negatives: bool = False
 
 
+class GruConfig(HingeConfig):
+    """Settings of a text encoder that is a GRU over word embeddings.
+
+    ``word_vectors``: a file of GloVe's or word2vec's vectors, which the embeddings of the words that it has start as. A new model
+    reads it when it meets its vocabulary, a saved one never.
+    """
+
+    word_dim: PositiveInt = 300
+    gru_layers: PositiveInt = 1
+    bidirectional: bool = True
+    word_vectors: str | None = None
+    word_vectors_found: NonNegativeInt | None = None  # filled in when they are read
+
+
 class HingeModel(MatchingModel):
-    """A model whose loss is the hinge loss of its similarity matrix."""
+    """A model whose loss is the hinge loss of its similarity matrix.
+
+    ``other_words``: deviation of the embeddings of words that a file of word vectors lacks; None leaves them as they start.
+    """
 
     config: HingeConfig
     epoch: int = 0
+    other_words: ClassVar[float | None] = None
+
+    def use_vocabulary(self, vocabulary: Vocabulary | WordPieces) -> str | None:
+        """Read ``word_vectors``, if there are any and they were not read before. Says how many words were found."""
+        path = getattr(self.config, "word_vectors", None)
+        if path is None or self.config.word_vectors_found is not None:
+            return None
+        vectors, found = read_word_vectors(path, vocabulary, self.config.word_dim)
+        weight = self.text.embed.weight
+        with torch.no_grad():
+            if self.other_words is not None:
+                nn.init.normal_(weight, std=self.other_words)
+            weight[torch.from_numpy(found)] = torch.from_numpy(vectors[found]).to(weight)
+        self.config = self.config.model_copy(update={"word_vectors_found": int(found.sum())})
+        return f"word vectors: {found.sum()} of the {len(found)} words of the captions are in {path}"
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -50,12 +87,9 @@ class HingeModel(MatchingModel):
         return collapsed_hinge(num_images, num_captions, **self.hinge_settings)
 
 
-class FragmentConfig(HingeConfig):
+class FragmentConfig(GruConfig):
     """Settings of the two encoders of a model that compares regions with words."""
 
-    word_dim: PositiveInt = 300
-    gru_layers: PositiveInt = 1
-    bidirectional: bool = True
     image_projection: Projection = "linear"
     image_norm: bool = True
     text_norm: bool = True

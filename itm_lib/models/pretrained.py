@@ -13,19 +13,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from itm_lib.data.captions import BERT_FILES, WordPieces, pretrained_folder
 from itm_lib.files import InputError, read_json
-from itm_lib.models.hinge import HingeConfig
+from itm_lib.models.hinge import GruConfig
 
 BACKBONE_FILES = ("config.json", "model*.safetensors*", "preprocessor_config.json")
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of red, green and blue
 
 
-class WordsConfig(HingeConfig):
+class WordsConfig(GruConfig):
     """Settings of a text encoder that is a GRU over word embeddings, or a BERT.
 
     ``text_encoder="bert"`` takes ``bert``, a folder or a name on the Hugging Face Hub; captions are then cut into BERT's own word
@@ -34,9 +34,6 @@ class WordsConfig(HingeConfig):
     """
 
     text_encoder: Literal["gru", "bert"] = "gru"
-    word_dim: PositiveInt = 300
-    gru_layers: PositiveInt = 1
-    bidirectional: bool = True
     bert: str | None = None
     bert_config: dict[str, Any] | None = None
     bert_lr_scale: PositiveFloat = 0.1
@@ -47,6 +44,8 @@ class WordsConfig(HingeConfig):
     def _has_its_encoder(self) -> WordsConfig:
         if self.text_encoder == "bert" and self.bert is None and self.bert_config is None:
             raise ValueError("text_encoder 'bert' needs bert, a folder or a name like bert-base-uncased")
+        if self.text_encoder == "bert" and self.word_vectors is not None:
+            raise ValueError("word_vectors are of the GRU's words: a BERT brings its own")
         return self
 
     @property

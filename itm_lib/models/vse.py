@@ -17,16 +17,16 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from itm_lib.models.base import Encoding
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
-from itm_lib.models.hinge import HingeConfig, HingeModel
+from itm_lib.models.hinge import GruConfig, HingeModel
 from itm_lib.models.layers import full_mask, l2norm, masked_max, masked_mean, score_dtype
 
 
-class VSEConfig(HingeConfig):
+class VSEConfig(GruConfig):
     """Settings of VSE++. ``image_pooling`` over regions, ``text_pooling`` over the GRU's states.
 
     The means are the default: on the embedded dataset they learn in fewer epochs than the maximum and the last state.
@@ -34,9 +34,6 @@ class VSEConfig(HingeConfig):
 
     official: ClassVar[dict] = {"reduction": "sum", "same_image_negatives": True}
 
-    word_dim: PositiveInt = 300
-    gru_layers: PositiveInt = 1
-    bidirectional: bool = True
     image_projection: Projection = "linear"
     image_pooling: Literal["max", "mean"] = "mean"
     text_pooling: Literal["last", "mean"] = "mean"
