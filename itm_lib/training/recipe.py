@@ -73,13 +73,17 @@ class DataSection(BaseModel):
         """What results call the dataset."""
         return self.name or Path(self.folder).name
 
-    def prepare(self, progress: bool = True) -> Path:
-        """The dataset folder; the embedded dataset is generated and its features extracted if they are not there yet."""
+    def prepare(self, progress: bool = True, regions: bool = True) -> Path:
+        """The dataset folder; the embedded dataset is generated, and its ``regions`` extracted, if they are not there yet.
+
+        Models of pixels need no regions.
+        """
         if self.folder is not None:
             return Path(self.folder).expanduser()
         from itm_lib.data import scenes
 
-        return scenes.prepare(self.variant, self.size, self.seed, progress=progress)
+        make = scenes.prepare if regions else scenes.build
+        return make(self.variant, self.size, self.seed, progress=progress)
 
 
 class Stage(BaseModel):
@@ -192,8 +196,8 @@ def run_recipe(recipe: Recipe, out_dir: str | Path, resume: bool = False, progre
     """
     out_dir = Path(out_dir)
     vocabulary = vocabulary_for(recipe.plan[-1].config)
-    folder = data if data is not None else recipe.data.prepare(progress)
     pixels = recipe.plan[-1].config.pixels
+    folder = data if data is not None else recipe.data.prepare(progress, regions=pixels is None)
     train, val = (open_split(folder, split, vocabulary=vocabulary, pixels=pixels) for split in ("train", "val"))
     metadata: dict[str, Any] = {"recipe": recipe.resolved()}
     with sole_use(out_dir, ".stages.lock") if recipe.stages else contextlib.nullcontext():

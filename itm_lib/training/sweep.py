@@ -59,7 +59,7 @@ from itm_lib.training.trainer import LAST
 METRICS, BEGUN = "metrics.json", "begun.json"
 CURVE = ("stage", "epoch", "loss", "collapsed_loss", "rsum", "map_at_r")      # of each epoch, to see whether a run converged
 RUN_FACTS = ("seconds", "train_seconds", "best_epoch", "curve", "warnings")
-DATA = ("regions/*.h5", "truth/*.json", "foils/*.jsonl", "scenes.jsonl")  # what the fingerprint takes besides the three texts
+DATA = ("regions/[!.]*", "truth/*.json", "foils/*.jsonl", "scenes.jsonl")  # what the fingerprint takes besides the three texts
 LARGE = 2**26  # bytes: of larger files the fingerprint takes the size, not the content
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
@@ -176,7 +176,8 @@ def run_sweep(path: str | Path, jobs: int = 1, out: str | Path | None = None, ru
     home = (Path(runs) if runs is not None else project_root() / "runs" / "sweeps") / sweep.name
     command = f"itm sweep {_shown(Path(path))}"
     with sole_use(home):
-        data = _data(sweep).prepare(progress)
+        models = [sweep.recipe(variant, sweep.seeds[0]).plan[-1].config for variant in sweep.variants]
+        data = _data(sweep).prepare(progress, regions=any(model.pixels is None for model in models))
         trained, ensembles = plan(sweep, home, data)
         if fresh:
             for job in trained + ensembles:

@@ -10,14 +10,14 @@ import torch
 from made_for_training import same_weights, write_backbone, write_dataset, write_pictures
 from PIL import Image
 
-from itm_lib.data import open_split
+from itm_lib.data import open_split, scenes
 from itm_lib.data.dataset import ImageCaptionDataset
 from itm_lib.evaluation import encode_dataset, evaluate, pointing_accuracy
 from itm_lib.files import InputError, read_jsonl, write_jsonl
 from itm_lib.models import DivE, build_model, load_model
 from itm_lib.training import TrainConfig, Trainer, run_recipe
 from itm_lib.training.neighbours import cluster_images
-from itm_lib.training.recipe import Recipe
+from itm_lib.training.recipe import DataSection, Recipe
 
 MODEL = {"method": "dive", "image_encoder": "grid", "image_size": 32, "flip": False, "embed_dim": 16, "word_dim": 8, "num_heads": 2, "head_dim": 8,
          "iterations": 2, "image_lr_scale": 1.0, "text_set_lr_scale": 1.0, "backbone_lr_scale": 1.0}
@@ -118,3 +118,12 @@ def test_what_does_not_fit_is_one_line(small, folder, tmp_path):
     with pytest.raises(InputError, match="images lacks 1 of 10 pictures, val0.png or .jpg among them: put them there"):
         run_recipe(recipe, tmp_path / "run", progress=False)
     (tmp_path / "val0.png").rename(small / "images" / "val0.png")
+
+
+def test_the_embedded_dataset_gets_no_regions_for_a_model_of_pixels(monkeypatch):
+    made = []
+    monkeypatch.setattr(scenes, "build", lambda *_, **__: made.append("pictures") or Path("built"))
+    monkeypatch.setattr(scenes, "prepare", lambda *_, **__: made.append("regions") or Path("prepared"))
+    section = DataSection(name="openmoji_scenes", size="smoke")
+    assert section.prepare(regions=False) == Path("built") and section.prepare() == Path("prepared")
+    assert made == ["pictures", "regions"]
