@@ -14,7 +14,7 @@ from itm_lib.files import InputError, nearest
 from itm_lib.models.base import MatchingModel
 
 # settings that change how a run goes but no number of it: a run may go on with others
-PRACTICAL = ("num_workers", "save_every")
+PRACTICAL = ("num_workers", "save_every", "tensorboard")
 
 
 def problem_line(error: ValidationError, names: Iterable[str], prefix: str = "") -> str:
@@ -50,6 +50,7 @@ class TrainConfig(BaseModel):
     warmup_steps: int = Field(0, ge=0)                   # lr rises linearly over the first steps
     clip: float | None = Field(2.0, gt=0)                # global norm of the gradients; null: no clipping
     freeze: tuple[str, ...] = ()                         # parameters that do not train: "image", "text.embed", ...
+    freeze_epochs: int | None = Field(None, ge=1)        # so many epochs at the start, then all train; null: the whole run
     neighbour_images: int | None = Field(None, ge=2)     # K: so many of a batch come from one cluster of pictures; null: any do
     neighbour_clusters: int | None = Field(None, ge=2)   # of k-means; null: train pictures / (4 K)
     neighbour_start: float = Field(0.5, ge=0)            # from here on: a fraction of the run if below 1, else an epoch
@@ -63,6 +64,7 @@ class TrainConfig(BaseModel):
     log_every: int = Field(10, ge=1)                     # steps in one row of the history
     save_every: int = Field(500, ge=1)                   # steps between two checkpoints, besides each epoch's end
     num_workers: int = Field(0, ge=0)
+    tensorboard: bool = False                            # curves in the run's folder, tensorboard/
 
     def __init__(self, **values: Any):
         try:
@@ -79,9 +81,17 @@ class TrainConfig(BaseModel):
                 raise ValueError(f"decay_at {place}: give a fraction of the run between 0 and 1, or a whole epoch")
         if self.neighbour_start >= 1 and self.neighbour_start != int(self.neighbour_start):
             raise ValueError(f"neighbour_start {self.neighbour_start}: give a fraction of the run below 1, or a whole epoch")
+        if self.freeze_epochs and not self.freeze:
+            raise ValueError("freeze_epochs needs freeze, the names of what does not train in these epochs")
+        if self.freeze_epochs and self.freeze_epochs >= self.epochs:
+            raise ValueError(f"freeze_epochs {self.freeze_epochs} of {self.epochs} epochs: leave it out to freeze the whole run")
         if self.neighbour_images and self.batch_size % self.neighbour_images:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of neighbour_images {self.neighbour_images}")
         return self
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether there is an evaluation on val at the end of ``epoch``, from 0."""
+        return (epoch + 1) % self.eval_every == 0 or epoch + 1 == self.epochs
 
     @property
     def first_neighbour_epoch(self) -> int | None:

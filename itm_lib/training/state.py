@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 1
+TIMINGS = ("seconds", "pairs_per_second", "peak_memory_mib")  # of the history: what differs between two runs of the same numbers
 
 
 class History(list[dict[str, Any]]):
@@ -34,8 +35,9 @@ class History(list[dict[str, Any]]):
       weights, and how many of this model's ``tensors`` were ``taken`` from them
     * ``kind="steps"``: means over the steps since the last such row: ``loss`` and its terms, ``grad_norm``; and
       ``collapsed_loss``, what a model that scores all pairs the same would have had; ``lr``
-    * ``kind="epoch"``: mean ``loss`` and ``collapsed_loss`` of the epoch, ``seconds`` since the start and, if the epoch was
-      evaluated, the validation metrics and ``best``: whether it is the best so far
+    * ``kind="epoch"``: mean ``loss`` and ``collapsed_loss`` of the epoch, ``seconds`` since the start, ``pairs_per_second`` of its
+      training steps, ``peak_memory_mib`` so far (of the GPU, or else of the process) and, if the epoch was evaluated, the validation
+      metrics and ``best``: whether it is the best so far
     * ``kind="warning"``: a ``message``
     """
 

@@ -29,6 +29,7 @@ from itm_lib.evaluation.scoring import encode_dataset, evaluating, similarity_ma
 from itm_lib.files import InputError, nearest, replace_atomically
 from itm_lib.models.base import MatchingModel, check_token_kind
 from itm_lib.training.config import PRACTICAL, TrainConfig, frozen, frozen_parameters, learning_rate, make_optimizer
+from itm_lib.training.monitor import Curves, Monitor
 from itm_lib.training.neighbours import check_embeddings, cluster_images, number_of_clusters
 from itm_lib.training.state import (
     History,
@@ -93,6 +94,7 @@ class Trainer:
             raise InputError(f"the train split of {train.name or 'this dataset'} is too small for one batch of 2")
         self.state, self.history = Progress(), History()
         self.stage, self.start = stage, None
+        self.ahead, self._curves = (0, 0), None  # steps and evaluations of later stages, for the time left
 
     def fit(self, resume: bool = False, start: dict[str, Any] | None = None) -> History:
         """Train to the end, load the best weights into the model and return the history.
@@ -102,10 +104,14 @@ class Trainer:
         weights come from: a row of the history, and a checkpoint with another one is refused.
         """
         self.start = start
-        with sole_use(self.out_dir), frozen(self.model, self.config.freeze):
+        held = () if self.config.freeze_epochs else self.config.freeze
+        with sole_use(self.out_dir), frozen(self.model, held):
             self._accelerator = make_accelerator(self.config.precision)
             try:
                 self._start(resume)
+                left = [epoch for epoch in range(self.state.epoch, self.config.epochs) if self.config.evaluates(epoch)]
+                steps = self.config.epochs * self.steps_per_epoch - self.state.step
+                self._monitor = Monitor(steps, len(left), *self.ahead)
                 with tqdm(total=self.config.epochs * self.steps_per_epoch, initial=self.state.step, unit="step",
                           disable=not self.progress_bar, file=sys.stderr) as self._bar:
                     while self.state.epoch < self.config.epochs and not self.state.stopped:
@@ -127,9 +133,11 @@ class Trainer:
         self._wrapped, self._optimizer = self._accelerator.prepare(self.model, optimizer)
         if resume and (self.out_dir / LAST).is_file():
             self._restore()
+            self._curves = Curves(self.out_dir, self.state.step, fresh=False) if self.config.tensorboard else None
         else:
             for name in (LAST, BEST, HISTORY):
                 (self.out_dir / name).unlink(missing_ok=True)
+            self._curves = Curves(self.out_dir) if self.config.tensorboard else None
             if self.start:
                 self._add_row("start", **self.start)
         self._since = time.monotonic() - self.state.seconds
@@ -156,6 +164,9 @@ class Trainer:
         """Take accelerate's wrapping off the model, so that another trainer, or none, can have it."""
         self._accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.model.__dict__.pop("_is_accelerate_prepared", None)
+        if self._curves:
+            self._curves.close()
+            self._curves = None
         for name in ("_accelerator", "_wrapped", "_optimizer"):  # they hold the optimizer's memory
             self.__dict__.pop(name, None)
         self.model.eval()
@@ -187,7 +198,8 @@ class Trainer:
         """In the epochs that are for it, cluster the pictures; the batches that follow are made of neighbours."""
         begin = self.config.first_neighbour_epoch
         if begin is not None and self.state.epoch >= begin and (self.state.epoch - begin) % self.config.neighbour_refresh == 0:
-            labels = cluster_images(self.model, self.train, self.clusters, self.config.seed)
+            with self._monitor.pause():
+                labels = cluster_images(self.model, self.train, self.clusters, self.config.seed)
             self.sampler.group(labels, self.config.neighbour_images)
 
     def _steps(self):
@@ -207,6 +219,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         terms = self._backward(batches)
+        self._hold_back()
         if self.config.clip:
             trained = [each for group in self._optimizer.param_groups for each in group["params"]]
             norm = float(self._accelerator.clip_grad_norm_(trained, self.config.clip))
@@ -218,8 +231,15 @@ class Trainer:
         self._optimizer.zero_grad()
         self.state.step += 1
         self.state.position += 1
+        self._monitor.step(sum(len(batch.caption_ids) for batch in batches))
         self._record(terms, lr)
         self._watch(batches[-1], terms)
+
+    def _hold_back(self) -> None:
+        """In the first ``freeze_epochs`` epochs what ``freeze`` names gets no gradient, so that no optimizer touches it."""
+        if self.state.epoch < (self.config.freeze_epochs or 0):
+            for parameter in frozen_parameters(self.model, self.config.freeze).values():
+                parameter.grad = None
 
     def _backward(self, batches: list[Batch]) -> dict[str, float]:
         """Gradients of the mean loss over ``batches``; the mean of each term, and of the collapsed model's loss."""
@@ -260,23 +280,27 @@ class Trainer:
         epoch = round(self.state.epoch + self.state.position / self.steps_per_epoch, 6)
         stage = {"stage": self.stage} if self.stage else {}
         self.history.append({"kind": kind, **stage, "epoch": epoch, "step": self.state.step, **values})
+        if self._curves:
+            self._curves.add(self.history[-1])
 
     def _show(self, **values: str) -> None:
         if self.state.best is not None:
             values[f"best val {self.config.select_by}"] = f"{self.state.best:.1f}"
-        self._bar.set_postfix(values, refresh=False)
+        self._bar.set_postfix(values | self._monitor.shown(), refresh=False)
 
     # --- the end of an epoch ----------------------------------------------------------------------------------------
 
     def _end_epoch(self) -> None:
         done = self.state.epoch + 1
         metrics: dict[str, Any] = {}
-        if done % self.config.eval_every == 0 or done == self.config.epochs:
-            metrics = self._evaluate()
+        if self.config.evaluates(self.state.epoch):
+            with self._monitor.pause(evaluation=True):
+                metrics = self._evaluate()
             metrics["best"] = self._keep_if_best(metrics[self.config.select_by])
         self.state.seconds = time.monotonic() - self._since
         self.state.epoch, self.state.position = done, 0
-        self._add_row("epoch", **self.state.whole.means(), **metrics, seconds=round(self.state.seconds, 3))
+        self._add_row("epoch", **self.state.whole.means(), **metrics, **self._monitor.epoch(),
+                      seconds=round(self.state.seconds, 3))
         self.state.whole = Sums()
         self._save()
         if self.on_epoch:
@@ -297,6 +321,12 @@ class Trainer:
         return True
 
     def _save(self) -> None:
+        if self._curves:
+            self._curves.flush()
+        with self._monitor.pause():
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
         self.state.seconds = time.monotonic() - self._since
         scaler = self._accelerator.scaler
         labels = [] if self.sampler.labels is None else self.sampler.labels  # found with weights that are gone after a resume

@@ -12,7 +12,7 @@ from itm_lib.files import InputError, read_json
 from itm_lib.models import SCAN, CampConfig, build_model, load_model
 from itm_lib.training import History, TrainConfig, Trainer, load_recipe, run_recipe, seed_everything
 from itm_lib.training.recipe import Recipe
-from itm_lib.training.state import sole_use
+from itm_lib.training.state import TIMINGS, sole_use
 
 SIZES = {"embed_dim": 8, "word_dim": 8}
 TRAIN = {"epochs": 2, "batch_size": 20, "lr": 5e-3, "save_every": 4, "seed": 3}
@@ -29,7 +29,7 @@ def staged(folder, **changes) -> Recipe:
 
 
 def without_time(history) -> list[dict]:
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in history]
 
 
 def same(first, second) -> bool:

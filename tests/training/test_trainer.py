@@ -26,7 +26,7 @@ from itm_lib.models.base import Encoding
 from itm_lib.training import History, TrainConfig, Trainer, seed_everything
 from itm_lib.training import trainer as trainer_module
 from itm_lib.training.config import learning_rate, make_optimizer
-from itm_lib.training.state import load_checkpoint
+from itm_lib.training.state import TIMINGS, load_checkpoint
 
 
 class NoisyVSE(VSE):
@@ -66,7 +66,7 @@ def quick(**settings) -> TrainConfig:
 
 
 def without_time(history: History) -> list[dict]:
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in history]
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
