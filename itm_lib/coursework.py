@@ -690,5 +690,126 @@ def check_choice(answer: Callable[[Callable[[float, int], float], Sequence[float
     right(answer)
 
 
+# ---- 06 Reproduction ----------------------------------------------------------------------------------------------------
+
+def _t2i_r1(scores: Tensor, owners: Tensor, ties_against: bool = True) -> Tensor:
+    """t2i R@1 in percent of ``scores`` (I, C)."""
+    matched = scores[owners, torch.arange(scores.shape[1])]
+    ahead = (scores >= matched).sum(0) == 1 if ties_against else (scores > matched).sum(0) == 0
+    return 100 * ahead.double().mean()
+
+
+def check_fivefold_t2i_r1(answer: Callable[[Tensor, Tensor, int], Tensor]) -> None:
+    """``answer(scores (I, C), caption_to_image (C,), folds)``: t2i R@1 within each fold of pictures, averaged, in percent."""
+    def folded(scores: Tensor, owners: Tensor, folds: int, interleaved: bool = False) -> Tensor:
+        place = torch.arange(len(scores)) * folds // len(scores) if not interleaved else torch.arange(len(scores)) % folds
+        recalls = []
+        for fold in range(folds):
+            rows, columns = (place == fold).nonzero()[:, 0], (place[owners] == fold).nonzero()[:, 0]
+            own = torch.zeros(len(scores), dtype=torch.int64).scatter(0, rows, torch.arange(len(rows)))[owners[columns]]
+            recalls.append(_t2i_r1(scores[rows][:, columns], own))
+        return torch.stack(recalls).mean()
+
+    def mistakes(scores: Tensor, owners: Tensor, folds: int) -> dict[str, Any]:
+        size, right_value = len(scores) // folds, folded(scores, owners, folds)
+        first = owners < size
+        return {"that is the whole matrix, 5K: a query meets the pictures of its own fold alone": _t2i_r1(scores, owners),
+                "that is the first fold alone: average over all of them": _t2i_r1(scores[:size][:, first], owners[first]),
+                "a fold is a block of consecutive pictures": folded(scores, owners, folds, interleaved=True),
+                "that is the sum over the folds: take their mean": folds * right_value,
+                "that is a share, recall is in percent": right_value / 100}
+
+    scores = torch.tensor([[0.9, 0.3, 0.2, 0.8], [0.1, 0.8, 0.6, 0.3], [0.2, 0.9, 0.7, 0.9], [0.3, 0.4, 0.5, 0.6]])
+    owners = torch.tensor([0, 1, 2, 3])
+    expect(answer, (scores, owners, 2), 75.0, "4 pictures, 4 captions and 2 folds", mistakes(scores, owners, 2))
+    tied = torch.tensor([[0.5, 0.5], [0.5, 0.9]])
+    expect(answer, (tied, torch.tensor([0, 1]), 1), 50.0, "a tie, in one fold",
+           {"ties count against the query: a wrong picture with the same score stands before the right one": 100.0})
+    for seed, folds in ((0, 5), (1, 2), (2, 5)):
+        random, owners = torch.rand(20, 60, generator=_seed(seed)), torch.arange(60) // 3
+        random[owners, torch.arange(60)] += 0.4
+        owners = owners if seed < 2 else owners[torch.randperm(60, generator=_seed(seed))]
+        expect(answer, (random, owners, folds), folded(random, owners, folds), f"a random 20 × 60 matrix and {folds} folds",
+               mistakes(random, owners, folds))
+    right(answer)
+
+
+def check_recall_interval(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """``answer(answered (n,), drawn (B, n))``: the 2.5 % and 97.5 % quantiles of the draws' recalls, in percent, (2,)."""
+    def wanted(answered: Tensor, drawn: Tensor, tails: float = 0.025) -> Tensor:
+        recalls = 100 * answered[drawn].double().mean(1)
+        return torch.quantile(recalls, torch.tensor([tails, 1 - tails], dtype=recalls.dtype))
+
+    def mistakes(answered: Tensor, drawn: Tensor) -> dict[str, Any]:
+        recalls = 100 * answered[drawn].double().mean(1)
+        spread = recalls.std() * torch.tensor([-1.96, 1.96])
+        return {"that is a share, recall is in percent": wanted(answered, drawn) / 100,
+                "5 % are outside, half of them on each side: 2.5 % and 97.5 %": wanted(answered, drawn, 0.05),
+                "average over the queries of a draw, not over the draws of a place": torch.quantile(
+                    100 * answered[drawn].double().mean(0), torch.tensor([0.025, 0.975], dtype=torch.float64)),
+                "that is mean ± 1.96 sd; take the quantiles of the draws": recalls.mean() + spread,
+                "those are the smallest and the largest draw": torch.stack([recalls.min(), recalls.max()])}
+
+    answered = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    drawn = torch.tensor([[0, 1, 2, 3], [1, 1, 1, 0], [2, 2, 3, 3], [0, 0, 1, 1], [3, 2, 1, 1]])
+    expect(answer, (answered, drawn), wanted(answered, drawn), "four queries and five draws", mistakes(answered, drawn))
+    for seed in range(3):
+        hits = (torch.rand(40, generator=_seed(seed)) < 0.3 + 0.2 * seed).float()
+        drawn = torch.randint(0, 40, (400, 40), generator=_seed(seed + 10))
+        expect(answer, (hits, drawn), wanted(hits, drawn), "40 random queries and 400 draws", mistakes(hits, drawn))
+    right(answer)
+
+
+def check_ensemble_t2i_r1(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """``answer(first (I, C), second (I, C), caption_to_image (C,))``: t2i R@1 of the mean of the scores, in percent."""
+    def mistakes(first: Tensor, second: Tensor, owners: Tensor) -> dict[str, Any]:
+        both = _t2i_r1(first, owners), _t2i_r1(second, owners)
+        mean = (first + second) / 2
+        return {"average the scores and rank once; that is the mean of two recalls": (both[0] + both[1]) / 2,
+                "that is the better of the two alone": max(both), "the larger of the two scores is no ensemble: take their mean": _t2i_r1(torch.maximum(first, second), owners),
+                "that is the first model alone": both[0], "that is the second model alone": both[1],
+                "that is a share, recall is in percent": _t2i_r1(mean, owners) / 100,
+                "ties count against the query": _t2i_r1(mean, owners, ties_against=False),
+                "that is i2t: in t2i every caption, a column, is a query": 100 * (mean.argmax(1)[owners] == torch.arange(len(owners))).double().sum() / len(first)}
+
+    first = torch.tensor([[0.9, 0.6, 0.1], [0.5, 0.5, 0.0], [0.2, 0.1, 0.3]])
+    second = torch.tensor([[0.4, 0.2, 0.6], [0.5, 0.7, 0.1], [0.1, 0.3, 0.2]])
+    owners = torch.arange(3)
+    expect(answer, (first, second, owners), 200 / 3, "3 pictures and 3 captions", mistakes(first, second, owners))
+    expect(answer, (torch.zeros(2, 4), torch.zeros(2, 4), torch.arange(4) // 2), 0.0, "two constant scorers",
+           {"ties count against the query, so constant scorers find nothing": 100.0})
+    for seed in range(3):
+        random, owners = torch.rand(2, 12, 36, generator=_seed(seed)), torch.arange(36) // 3
+        random[:, owners, torch.arange(36)] += 0.5
+        expect(answer, (*random, owners), _t2i_r1(random.mean(0), owners), "two random 12 × 36 matrices", mistakes(*random, owners))
+    right(answer)
+
+
+def check_chance_of_luck(answer: Callable[[Sequence[float], Sequence[float]], float]) -> None:
+    """``answer(better, worse)``: two-sided sign-flip test of paired values: the share of all sign patterns whose mean is as far from 0."""
+    def flips(better: Sequence[float], worse: Sequence[float]) -> tuple[np.ndarray, float]:
+        differences = np.subtract(better, worse)
+        signs = 1 - 2 * ((np.arange(2 ** len(differences))[:, None] >> np.arange(len(differences))) & 1)
+        return (signs * differences).mean(1), float(differences.mean())
+
+    def judge(better: Sequence[float], worse: Sequence[float], case: str) -> None:
+        means, found = flips(better, worse)
+        wanted = float((np.abs(means) >= abs(found) - 1e-9).mean())
+        expect(answer, (list(better), list(worse)), wanted, case, {
+            "both signs count: compare absolute means": float((means >= found - 1e-9).mean()),
+            "as far as the measured one counts too, so it is never 0: compare with >=, and allow for rounding": float((np.abs(means) > abs(found) + 1e-9).mean()),
+            "that is the chance that it is no luck": 1 - wanted,
+            "that is a number of ways: divide by 2 to the power of n": wanted * len(means),
+            "that is the mean difference; asked is the chance of one as large": found}, tolerance=1e-6)
+
+    judge([12.0, 9.0, 11.0], [10.0, 8.0, 6.0], "three seeds, each ahead")
+    judge([10.0, 14.0, 9.0, 12.0], [9.0, 11.0, 11.0, 8.0], "four seeds, one behind")
+    judge([5.0, 7.0], [6.0, 6.0], "two seeds that cancel")
+    for seed in range(3):
+        random = 10 * torch.randn(2, 6, generator=_seed(seed)).double() + torch.tensor([[4.0], [0.0]])
+        judge(*random.tolist(), "six random pairs")
+    right(answer)
+
+
 def _seed(number: int) -> torch.Generator:
     return torch.Generator().manual_seed(number)

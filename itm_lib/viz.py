@@ -288,16 +288,19 @@ def word_attention(picture: Any, words: Sequence[str], boxes: Any, weights: Any,
 
 
 def result_dots(values: Mapping[str, Mapping[str, Sequence[float]]], levels: Mapping[str, float] | None = None,
-                unit: str = "%") -> Figure:
+                unit: str = "%", singles: Mapping[str, Mapping[str, float]] | None = None) -> Figure:
     """One panel a metric, one line a model: every seed an open dot, the mean a full one, a bar of one standard deviation.
 
     ``values`` {metric: {model: one value a seed}}; ``levels`` {metric: value} draws a dashed line: what a perfect matcher or a
-    coin reaches.
+    coin reaches. ``singles`` {metric: {model: value}}: runs of another origin, black diamonds.
     """
-    names = list(dict.fromkeys(name for models in values.values() for name in models))
+    singles = singles or {}
+    names = list(dict.fromkeys(name for models in (*values.values(), *singles.values()) for name in models))
     figure = Figure(figsize=(min(11.0, max(4.6, 1.5 + 3.1 * len(values))), 1.0 + 0.42 * len(names)), layout="constrained")
     for ax, (metric, models) in zip(figure.subplots(1, len(values), sharey=True, squeeze=False)[0], values.items()):
         for number, name in enumerate(names):
+            if name in singles.get(metric, {}):
+                ax.plot(singles[metric][name], number - 0.24, "D", color=BLACK, markersize=5)
             if name not in models:
                 continue
             seeds, colour = np.asarray(models[name], dtype=float), COLOURS[number % len(COLOURS)]
@@ -1091,4 +1094,134 @@ def setting_curves(panels: Mapping[str, Mapping[float, float]], xlabel: str, cho
         ax.set_xticks(list(values), [f"{setting:g}" for setting in values])
         ax.set(xlabel=xlabel, ylabel=name)
         ax.grid(axis="y")
+    return figure
+
+
+# ---- 06 Reproduction -----------------------------------------------------------------------------------------------------
+
+def recall_curves(models: Mapping[str, Mapping[str, float]], ceiling: Mapping[str, float] | None = None) -> Figure:
+    """Recall@K against K, a panel a direction and a line a model; the dashed line is the ceiling of a perfect matcher.
+
+    ``models`` {model: {"i2t_r1": percent, ...}}, ``ceiling`` the same of the perfect matcher.
+    """
+    figure = Figure(figsize=(10.4, 3.7), layout="constrained")
+    places = (1, 5, 10)
+    for ax, direction in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS):
+        for number, (name, metrics) in enumerate(models.items()):
+            ax.plot(range(3), [metrics[f"{direction}_r{k}"] for k in places], MARKERS[number % len(MARKERS)] + "-",
+                    color=COLOURS[number % len(COLOURS)], label=name, linestyle="-" if number < len(COLOURS) else ":")
+        if ceiling is not None:
+            ax.plot(range(3), [ceiling[f"{direction}_r{k}"] for k in places], "--", color=BLACK, linewidth=1.2, label="perfect matcher")
+        ax.set_xticks(range(3), [f"R@{k}" for k in places])
+        ax.set(title=DIRECTIONS[direction])
+        ax.grid(axis="y")
+    figure.axes[0].set_ylabel("queries answered (%)")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def chosen_epochs(runs: Mapping[str, Mapping[str, Sequence[float]]], metric: str = "rsum") -> Figure:
+    """A panel a run: ``metric`` on val and on test after every epoch, the epoch that val chooses and the one that test would.
+
+    ``runs`` {run: {"val": one value an epoch, "test": the same}}. The ring is what may be reported, the star what choosing on
+    test would report.
+    """
+    columns = min(3, len(runs))
+    figure, axes = _grid(-(-len(runs) // columns), columns, (3.5 * columns, 2.7 * -(-len(runs) // columns)))
+    low = min(min(run["test"]) for run in runs.values())
+    for ax, (name, run) in zip(axes.flat, runs.items()):
+        val, test = np.asarray(run["val"], dtype=float), np.asarray(run["test"], dtype=float)
+        if len(val) != len(test):
+            raise InputError(f"{name}: {len(val)} epochs on val and {len(test)} on test")
+        epochs, on_val, on_test = np.arange(1, len(val) + 1), int(val.argmax()), int(test.argmax())
+        ax.plot(epochs, val, "--", color=GREY, label="val")
+        ax.plot(epochs, test, "-", color=BLUE, label="test")
+        ax.plot(epochs[on_val], test[on_val], "o", markersize=12, fillstyle="none", color=BLACK, label="chosen on val")
+        ax.plot(epochs[on_test], test[on_test], "*", markersize=11, color=RED, label="chosen on test")
+        # only the end matters: the first epochs are far below
+        ax.set(title=f"{name}: test flatters by {test[on_test] - test[on_val]:.1f}", ylim=(max(low, np.quantile(test, 0.2)), None))
+        ax.grid(axis="y")
+    for ax in axes.flat[len(runs):]:
+        ax.set_axis_off()
+    for ax in axes[:, 0]:
+        ax.set_ylabel(metric)
+    for ax in list(axes.flat)[max(0, len(runs) - columns):len(runs)]:
+        ax.set_xlabel("epoch")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def spreads(rows: Mapping[str, tuple[float, str]], xlabel: str, groups: Mapping[str, str]) -> Figure:
+    """Standard deviations as bars, one a row: {what varies: (sd, group)}; ``groups`` {group: colour} is the legend."""
+    figure = Figure(figsize=(8.4, 0.9 + 0.34 * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    bars = ax.barh(range(len(rows)), [value for value, _ in rows.values()], 0.66, color=[groups[group] for _, group in rows.values()])
+    ax.bar_label(bars, fmt="%.1f", padding=3)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set(xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
+    ax.margins(x=0.1)
+    ax.grid(axis="x")
+    used = {group for _, group in rows.values()}
+    ax.legend(handles=[Rectangle((0, 0), 1, 1, color=colour, label=group) for group, colour in groups.items() if group in used], loc="lower right")
+    return figure
+
+
+def draws(panels: Mapping[str, tuple[Any, float, tuple[float, float]]], mark: float | None = None) -> Figure:
+    """A panel a quantity: the histogram of its bootstrap draws, the measured value, and the interval that holds 95 % of them.
+
+    ``panels`` {quantity: (draws, measured, (low, high))}; ``mark`` draws a dashed line, 0 for differences.
+    """
+    figure, axes = _grid(1, len(panels), (4.3 * len(panels), 3.0))
+    for number, (ax, (name, (values, measured, (low, high)))) in enumerate(zip(axes[0], panels.items())):
+        ax.hist(np.asarray(values, dtype=float), bins=40, color=SKY)
+        ax.axvspan(low, high, color=GREY, alpha=0.2, linewidth=0)
+        ax.axvline(measured, color=BLACK, linewidth=2)
+        if mark is not None and number == len(panels) - 1:
+            ax.axvline(mark, color=RED, linestyle="--")
+        ax.set(xlabel=name, yticks=[], title=f"{measured:.1f}, 95 %: {low:.1f} to {high:.1f}")
+        ax.spines["left"].set_visible(False)
+    return figure
+
+
+def search_cost(models: Mapping[str, Mapping[str, Any]], gallery: str) -> Figure:
+    """rsum against the time of a query on a log axis (left), and what that time is made of (right), a colour a model.
+
+    ``models`` {name: {"rsum": one value a seed, "encode": ms, "score": ms}} as in :func:`efficiency`, for any number of models:
+    points are numbered, and the numbers stand in front of the names on the right.
+    """
+    figure = Figure(figsize=(10.6, 1.6 + 0.36 * len(models)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, each in enumerate(models.values()):
+        colour, rsum = COLOURS[number % len(COLOURS)], np.asarray(each["rsum"], dtype=float)
+        total = each["encode"] + each["score"]
+        left.errorbar(total, rsum.mean(), yerr=rsum.std(ddof=1) if len(rsum) > 1 else 0, fmt="o", color=colour, capsize=3, markersize=13)
+        left.text(total, rsum.mean(), str(number + 1), color="white" if colour in (BLUE, RED) else BLACK, ha="center", va="center", fontsize=8, weight="bold")
+        right.barh(number, each["encode"], 0.62, color=GREY)
+        right.barh(number, each["score"], 0.62, left=each["encode"], color=colour)
+        right.text(total * 1.1, number, f"{total:.3g}", va="center", fontsize=9)
+    for ax in (left, right):
+        ax.set_xscale("log")
+        ax.grid(axis="x")
+    left.grid(axis="y")
+    left.margins(x=0.15, y=0.15)
+    left.set(xlabel=f"ms for a query, a gallery of {gallery}", ylabel="rsum on test")
+    least = min(each["encode"] for each in models.values())
+    right.set_yticks(range(len(models)), [f"{number}  {name}" for number, name in enumerate(models, 1)])
+    right.set(xlabel="ms: grey to encode the query, colour to score the gallery", ylim=(len(models) - 0.5, -0.5),
+              xlim=(least / 2, 4 * max(each["encode"] + each["score"] for each in models.values())))
+    return figure
+
+
+def published(rows: Mapping[str, tuple[float, float | None]], xlabel: str) -> Figure:
+    """Values that papers report, a row each, with a bar of one standard deviation where one is known: {row: (value, sd or None)}."""
+    figure = Figure(figsize=(8.8, 0.9 + 0.3 * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    for number, (value, spread) in enumerate(rows.values()):
+        ax.errorbar(value, number, xerr=spread, fmt="o" if spread is None else "D", color=BLUE if spread is None else ORANGE, capsize=3, markersize=6)
+        ax.annotate(f"{value:.1f}" + ("" if spread is None else f" ± {spread:.1f}"), (value, number), (10 if spread is None else 14, 0),
+                    textcoords="offset points", va="center", fontsize=9)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set(xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
+    ax.margins(x=0.12)
+    ax.grid(axis="x")
     return figure
