@@ -199,6 +199,45 @@ def choose(fit, candidates, seeds, mean=True, paired=True, again=False, highest=
     return best, all(min(table[best]) > max(other) for other in others)
 
 
+# ---- 06 Reproduction --------------------------------------------------------------------------------------------------------
+
+def t2i_r1(scores, owners, ties_against=True):
+    matched = scores[owners, torch.arange(scores.shape[1])]
+    found = (scores >= matched).sum(0) == 1 if ties_against else (scores > matched).sum(0) == 0
+    return 100 * found.double().mean()
+
+
+def fivefold(scores, owners, folds, consecutive=True, sum_of=False, only=None, ties_against=True):
+    pictures, recalls = torch.arange(len(scores)), []
+    for fold in range(folds):
+        rows = pictures[fold * len(scores) // folds : (fold + 1) * len(scores) // folds] if consecutive else pictures[fold::folds]
+        columns = [column for column, owner in enumerate(owners.tolist()) if owner in rows.tolist()]
+        own = torch.tensor([rows.tolist().index(owner) for owner in owners[columns].tolist()])
+        recalls.append(t2i_r1(scores[rows][:, columns], own, ties_against))
+    return recalls[only] if only is not None else sum(recalls) if sum_of else sum(recalls) / folds
+
+
+def recall_interval(answered, drawn, low=0.025, axis=1, percent=100):
+    recalls = percent * answered[drawn].double().mean(axis)
+    return torch.quantile(recalls, torch.tensor([low, 1 - low], dtype=torch.float64))
+
+
+def ensemble(first, second, owners, of=torch.mean, ties_against=True):
+    scores = of(torch.stack([first, second]), 0)
+    return t2i_r1(scores if isinstance(scores, torch.Tensor) else scores.values, owners, ties_against)
+
+
+def luck(better, worse, two_sided=True, strict=False):
+    from itertools import product
+
+    gains = torch.tensor(better, dtype=torch.float64) - torch.tensor(worse, dtype=torch.float64)
+    means = torch.stack([(gains * torch.tensor(signs)).mean() for signs in product([1.0, -1.0], repeat=len(gains))])
+    found = gains.mean()
+    if two_sided:
+        means, found = means.abs(), found.abs()
+    return float(((means > found + 1e-9) if strict else (means >= found - 1e-9)).double().mean())
+
+
 CASES = [
     (coursework.check_caption_recall, caption_recall, [
         (lambda s, o, k: caption_recall(s, o, k, ties_against=False), "ties count against the query"),
@@ -364,6 +403,35 @@ CASES = [
         (lambda f, c, s: choose(f, c, s, again=True), "keep what fit returns"),
         (lambda f, c, s: choose(f, c, s[:1]), "the answer is|leaves out"),
         (lambda f, c, s: (choose(f, c, s)[0], True), "ahead on average is not clear"),
+    ]),
+    (coursework.check_fivefold_t2i_r1, fivefold, [
+        (lambda s, o, f: t2i_r1(s, o), "its own fold alone"),
+        (lambda s, o, f: fivefold(s, o, f, only=0), "the first fold alone"),
+        (lambda s, o, f: fivefold(s, o, f, consecutive=False), "a block of consecutive pictures|the first fold alone"),
+        (lambda s, o, f: fivefold(s, o, f, sum_of=True), "take their mean"),
+        (lambda s, o, f: fivefold(s, o, f, ties_against=False), "ties count against"),
+        (lambda s, o, f: fivefold(s, o, f) / 100, "that is a share"),
+    ]),
+    (coursework.check_recall_interval, recall_interval, [
+        (lambda a, d: recall_interval(a, d, percent=1), "that is a share"),
+        (lambda a, d: recall_interval(a, d, low=0.05), "half of them on each side"),
+        (lambda a, d: recall_interval(a, d, axis=0), "not over the draws of a place"),
+        (lambda a, d: recall_interval(a, d, low=0.0), "the smallest and the largest"),
+        (lambda a, d: recall_interval(a, d)[0], "one number"),
+    ]),
+    (coursework.check_ensemble_t2i_r1, ensemble, [
+        (lambda x, y, o: (t2i_r1(x, o) + t2i_r1(y, o)) / 2, "the mean of two recalls"),
+        (lambda x, y, o: ensemble(x, y, o, of=torch.max), "the larger of the two scores|the answer is"),
+        (lambda x, y, o: ensemble(x, y, o, ties_against=False), "constant scorers find nothing"),
+        (lambda x, y, o: t2i_r1(y, o), "the second model alone"),
+        (lambda x, y, o: ensemble(x, y, o) / 100, "that is a share"),
+    ]),
+    (coursework.check_chance_of_luck, luck, [
+        (lambda b, w: luck(b, w, two_sided=False), "compare absolute means"),
+        (lambda b, w: luck(b, w, strict=True), "never 0"),
+        (lambda b, w: 1 - luck(b, w), "that it is no luck"),
+        (lambda b, w: luck(b, w) * 2 ** len(b), "a number of ways"),
+        (lambda b, w: sum(b) / len(b) - sum(w) / len(w), "the mean difference"),
     ]),
 ]
 CHECKERS = {checker.__name__: (checker, answer, wrong) for checker, answer, wrong in CASES}
