@@ -34,6 +34,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names)}"
 
 
+def one_line(error: Exception | str, length: int = 120) -> str:
+    """What a library says went wrong, as a part of an error line: without its line breaks, ``length`` characters at most."""
+    return " ".join(str(error).split())[:length]
+
+
 def validation_line(error: ValidationError, names: Iterable[str] = ()) -> str:
     """A pydantic error as one line; an unknown name gets the nearest of ``names``."""
     parts = []

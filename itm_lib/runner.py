@@ -22,7 +22,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from itm_lib.course import PROFILES, hold, run_name, runs_dir
-from itm_lib.files import InputError, nearest, project_root, read_json, replace_atomically, write_json
+from itm_lib.files import InputError, nearest, one_line, project_root, read_json, replace_atomically, write_json
 
 RESERVED = {"profile": "--profile", "out_dir": "--runs"}  # parameters that the runner itself sets
 # The kernel's start-up line about TCP sockets says nothing to the reader of a run.
@@ -217,7 +217,7 @@ def _run_papermill(run: NotebookRun, progress: bool) -> str | None:
     except DeadKernelError:
         return "the kernel died, most often for lack of memory"
     except (CellTimeoutError, RuntimeError) as error:
-        return " ".join(str(error).split())[:300]
+        return one_line(error, 300)
     return None
 
 

@@ -3,6 +3,8 @@
 * :class:`Vocabulary`, the words of the training captions, for text encoders that are trained from nothing
 * :class:`WordPieces`, a pretrained text encoder's own, which come with it
 
+The vocabularies that papers' authors saved, with their tokenizer, are in :mod:`itm_lib.data.authors_text`.
+
 A model's config says which it reads (``token_kind``, ``tokenizer``).
 """
 
@@ -19,7 +21,7 @@ from typing import Any, ClassVar
 
 import tokenizers
 
-from itm_lib.files import InputError, read_json, write_json
+from itm_lib.files import InputError, one_line, read_json, write_json
 
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
 SPECIAL = (PAD, START, END, UNKNOWN)
@@ -83,7 +85,7 @@ class Vocabulary:
     @property
     def fingerprint(self) -> str:
         """A short hash of what decides the ids."""
-        return _short_hash("\n".join(self.words))
+        return short_hash("\n".join(self.words))
 
     def decode(self, ids: Iterable[int]) -> list[str]:
         """The words of ``ids``, padding left out."""
@@ -124,7 +126,7 @@ class WordPieces:
         try:
             cut = tokenizers.Tokenizer.from_str(self.tokenizer)
         except Exception as error:  # the library raises no narrower one
-            raise InputError(f"the tokenizer cannot be read ({_short(error)}): it is damaged, make it again") from None
+            raise InputError(f"the tokenizer cannot be read ({one_line(error)}): it is damaged, make it again") from None
         cut.no_truncation()
         cut.no_padding()
         ends = cut.encode("").ids
@@ -147,12 +149,12 @@ class WordPieces:
         try:
             places = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
         except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"bert {str(name)!r} cannot be read ({_short(error)}): give a folder that holds one, or its name on the "
+            raise InputError(f"bert {str(name)!r} cannot be read ({one_line(error)}): give a folder that holds one, or its name on the "
                              "Hub") from None
         try:
             found = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise InputError(f"bert {str(name)!r} has no tokenizer ({_short(error)}): {MAKE_TOKENIZER}") from None
+            raise InputError(f"bert {str(name)!r} has no tokenizer ({one_line(error)}): {MAKE_TOKENIZER}") from None
         if len(found.get_vocab()) <= len(found.all_special_tokens):  # transformers makes an empty one where there are no files
             raise InputError(f"bert {str(name)!r} has no tokenizer: {MAKE_TOKENIZER}")
         if not found.is_fast:
@@ -195,7 +197,7 @@ class WordPieces:
     @property
     def fingerprint(self) -> str:
         """A short hash of what decides the ids."""
-        return _short_hash(self.tokenizer)
+        return short_hash(self.tokenizer)
 
     @property
     def continues(self) -> list[int]:
@@ -236,8 +238,13 @@ MAKE_TOKENIZER = "put its tokenizer.json or vocab.txt there"
 def load_vocabulary(path: str | Path) -> Vocabulary | WordPieces:
     """The vocabulary saved in ``path``, of whichever kind. A broken file is one line (:class:`InputError`)."""
     content = read_json(path)
-    if isinstance(content, dict) and content.get("kind") == WordPieces.kind:
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind == WordPieces.kind:
         return WordPieces.from_json(content, path)
+    if kind == "authors":
+        from itm_lib.data.authors_text import AuthorsVocabulary  # it builds on this module
+
+        return AuthorsVocabulary.from_json(content, path)
     return Vocabulary.load(path)
 
 
@@ -257,7 +264,7 @@ def pretrained_folder(name: str | Path, files: Sequence[str] = BERT_FILES, what:
     except ValueError:  # it cannot be a name on the Hub
         raise InputError(f"{what} {str(name)!r} is no folder here: {hint}") from None
     except OSError as error:
-        raise InputError(f"{what} {str(name)!r} is no folder here, and the Hugging Face Hub does not give it ({_short(error)}): {hint}"
+        raise InputError(f"{what} {str(name)!r} is no folder here, and the Hugging Face Hub does not give it ({one_line(error)}): {hint}"
                          ) from None
 
 
@@ -269,9 +276,6 @@ def words_of(text: str) -> list[str]:
     return words
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
-
-
-def _short_hash(text: str) -> str:
+def short_hash(text: str) -> str:
+    """Twelve hexadecimal digits of ``text``."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from itm_lib.files import InputError
+from itm_lib.files import InputError, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -85,7 +85,7 @@ class PictureStore:
             with Image.open(path) as picture:
                 return ImageOps.exif_transpose(picture).convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PNG's reader raises SyntaxError
-            why = " ".join(str(error).replace(str(path), "it").split())[:100]
+            why = one_line(str(error).replace(str(path), "it"), 100)
             raise InputError(f"{path} cannot be read as a picture ({why}): it is damaged or cut short, fetch it again") from None
 
 

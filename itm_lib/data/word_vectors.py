@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from itm_lib.data.captions import Vocabulary
-from itm_lib.files import InputError, data_dir
+from itm_lib.files import InputError, data_dir, one_line
 
 CHUNK = 2**20  # bytes read at once of a binary file
 
@@ -108,7 +108,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise InputError(f"no file of word vectors {path}: check the path, get it, or go without it, word_vectors=null") from None
     except (OSError, EOFError, zlib.error) as error:
-        why = " ".join(str(error).split())[:100]
+        why = one_line(error, 100)
         raise InputError(f"{path} cannot be read ({why}): it is damaged or cut short, fetch it again") from None
 
 

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itm_lib.files import InputError
+from itm_lib.files import InputError, one_line
 from itm_lib.models.base import MatchingModel, ModelConfig
 from itm_lib.models.camp import CAMP, CampConfig
 from itm_lib.models.dive import DivE, DiveConfig
@@ -167,7 +167,7 @@ def read_torch_file(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "easydict.EasyDict")]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        why = " ".join(str(error).split())[:160]
+        why = one_line(error, 160)
         what = "it is damaged, cut short or holds code"
         raise InputError(f"{path} cannot be read as a torch checkpoint ({why}): {what}") from None
 
@@ -395,7 +395,7 @@ def filled(model: MatchingModel, state: State, where: str) -> MatchingModel:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        why = " ".join(str(error).split(":", 1)[-1].split())[:200]
+        why = one_line(str(error).split(":", 1)[-1], 200)
         raise InputError(f"{where} does not fit the settings: {why}") from None
     return model.eval()
 

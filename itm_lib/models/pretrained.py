@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from itm_lib.data.captions import BERT_FILES, WordPieces, pretrained_folder
-from itm_lib.files import InputError, read_json
+from itm_lib.files import InputError, one_line, read_json
 from itm_lib.models.hinge import GruConfig
 
 BACKBONE_FILES = ("config.json", "model*.safetensors*", "preprocessor_config.json")
@@ -140,7 +140,7 @@ class Backbone(nn.Module):
                 states = self._states(torch.zeros(1, 3, size, size))
                 used = torch.autograd.grad(states.sum(), tuple(self.model.parameters()), allow_unused=True)
         except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
-            why = " ".join(str(error).split())[:120]
+            why = one_line(error)
             raise InputError(f"the backbone, a {kind!r}, makes no cells of a picture of {size} pixels ({why}): give an image model of "
                              "transformers, and set image_size to what it reads") from None
         patch = getattr(self.model.config, "patch_size", None)
@@ -180,7 +180,7 @@ def build_backbone(architecture: dict[str, Any]) -> nn.Module:
     try:
         return AutoModel.from_config(AutoConfig.for_model(**architecture)).float()
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        why = " ".join(str(error).split())[:120]
+        why = one_line(error)
         raise InputError(f"backbone_config describes no model ({why}): give model_type, like resnet, and its settings") from None
 
 
@@ -210,7 +210,7 @@ def read_pretrained(name: str, what: str, files: Sequence[str]) -> nn.Module:
             config = getattr(config, "vision_config", config)
             model, report = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        problem = " ".join(str(error).split())[:120]
+        problem = one_line(error)
     else:
         lacking = [key for key in sorted(report["missing_keys"]) if "pooler." not in key]
         if lacking:

@@ -18,7 +18,7 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 
 from itm_lib.data.captions import Vocabulary, WordPieces, load_vocabulary
-from itm_lib.files import InputError, nearest, read_json, write_json
+from itm_lib.files import InputError, nearest, one_line, read_json, write_json
 
 if TYPE_CHECKING:
     from typing import Self
@@ -125,5 +125,5 @@ def read_weights(model: Any, path: Path) -> None:
     except SafetensorError as error:
         raise InputError(f"{path} cannot be read ({error}): it is damaged or cut short, save the model again") from None
     except RuntimeError as error:
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error, 200)
         raise InputError(f"{path} does not fit the config.json beside it ({why}): save the model again") from None
