@@ -5,7 +5,7 @@ A dataset folder holds::
     captions.jsonl        {caption_id, image_id, text, split} a line
     splits.json           {"train": [image_id, ...], "val": [...], "test": [...]}
     vocabulary.json       words of the training captions; models with a pretrained text encoder bring their own
-    regions/<split>.h5    a RegionStore a split
+    regions/<split>.h5    a RegionStore a split; or <split>.npy and <split>.json, see itm_lib.data.regions
     images/<image_id>.*   the pictures, .png or .jpg, for models that read pixels; these need no regions
 
 ``open_split`` opens train and val. The test split opens through ``itm_lib.evaluation.open_split`` alone, so that
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from itm_lib.data.captions import Vocabulary, WordPieces, load_vocabulary
 from itm_lib.data.pictures import PictureStore, Pixels
-from itm_lib.data.regions import RegionStore
+from itm_lib.data.regions import RegionStore, find_regions
 from itm_lib.files import InputError, read_json, read_jsonl
 
 LAYOUTS = ("caption", "image", "set")
@@ -135,7 +135,7 @@ class ImageCaptionDataset:
             return self.regions.tensors(images, augment), None
         counts = self.regions.num_regions[np.asarray(images, dtype=np.int64)]
         width = int(counts.max())
-        features = torch.from_numpy(np.ascontiguousarray(self.regions.features(images)[:, :width]))
+        features = torch.from_numpy(self.regions.stored(images, width)).float()
         return features, torch.arange(width)[None, :] < torch.from_numpy(counts.astype(np.int64))[:, None]
 
     def __getitem__(self, rows: int | Sequence[int]) -> Batch:
@@ -239,7 +239,20 @@ def collate(dataset: ImageCaptionDataset, captions: Sequence[int], layout: str, 
     return dataset.batch(captions, images, augment)
 
 
-def load_split(folder: str | Path, split: str, in_memory: bool = True, vocabulary: Vocabulary | WordPieces | None = None,
+def open_images(folder: str | Path, name: str, image_ids: Sequence[str], pixels: Pixels | None = None,
+                in_memory: bool | None = None) -> RegionStore | PictureStore:
+    """The pictures ``image_ids`` of a dataset folder, as a model reads them: with ``pixels`` the pictures themselves, without
+    their regions, regions/<name>.*."""
+    folder = Path(folder)
+    if pixels is not None:
+        return PictureStore(folder / "images", image_ids, pixels)
+    path = find_regions(folder, name)
+    if not path.is_file() and (folder / "images").is_dir():
+        raise InputError(f"{folder} has pictures and no regions/{path.name}: train a model of pixels on it, or extract its regions")
+    return RegionStore(path, in_memory)
+
+
+def load_split(folder: str | Path, split: str, in_memory: bool | None = None, vocabulary: Vocabulary | WordPieces | None = None,
                pixels: Pixels | None = None) -> ImageCaptionDataset:
     """Read one split of a dataset folder. Callers use ``open_split``: of this module, or of itm_lib.evaluation."""
     folder = Path(folder)
@@ -248,10 +261,7 @@ def load_split(folder: str | Path, split: str, in_memory: bool = True, vocabular
     splits = read_json(folder / "splits.json")
     if split not in splits:
         raise InputError(f"{folder} has no split {split!r}: it has {', '.join(splits)}")
-    if pixels is not None:
-        store: RegionStore | PictureStore = PictureStore(folder / "images", splits[split], pixels)
-    else:
-        store = RegionStore(folder / "regions" / f"{split}.h5", in_memory=in_memory)
+    store = open_images(folder, split, splits[split], pixels, in_memory)
     if sorted(store.image_ids) != sorted(splits[split]):
         raise InputError(f"{store.path} and splits.json list different images for {split}; extract the features again")
     rows = []
@@ -277,11 +287,12 @@ def load_split(folder: str | Path, split: str, in_memory: bool = True, vocabular
     )
 
 
-def open_split(folder: str | Path, split: str, in_memory: bool = True, vocabulary: Vocabulary | WordPieces | None = None,
+def open_split(folder: str | Path, split: str, in_memory: bool | None = None, vocabulary: Vocabulary | WordPieces | None = None,
                pixels: Pixels | None = None) -> ImageCaptionDataset:
     """The ``"train"`` or ``"val"`` split of a dataset folder, its captions in tokens of ``vocabulary`` (default: the folder's words).
 
-    With ``pixels``, a model's ``pixels``, images are the pictures themselves and not their regions.
+    With ``pixels``, a model's ``pixels``, images are the pictures themselves and not their regions. ``in_memory``: whether
+    regions are loaded, or read row by row; None loads them if they take at most 1 GiB.
 
     ``"test"`` is refused here: it opens in itm_lib.evaluation alone, once, after every choice is made.
     """

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itm_lib.data.dataset import ImageCaptionDataset
+from itm_lib.data.dataset import ImageCaptionDataset, open_images
 from itm_lib.data.pictures import PictureStore
 from itm_lib.data.regions import RegionStore
 from itm_lib.data.scene_pictures import Scene
@@ -40,7 +40,8 @@ def foil_accuracy(model: MatchingModel, folder: str | Path, split: str = "test",
     images = encode_images(model, dataset, batch_size, device)
     pictures = dataset.regions
     if any(row["side"] == "picture" for row in rows):
-        foils = _foil_pictures(model, folder, split, rows)
+        shown = list(dict.fromkeys(row["foil_image_id"] for row in rows if row["side"] == "picture"))
+        foils = open_images(folder, f"foils_{split}", shown, model.pixels)
         images = Encoding.cat([images, encode_images(model, _pictures_of(foils, dataset), batch_size, device)])
     texts = list(dict.fromkeys(text for row in rows for text in (row["caption"], row.get("foil_caption")) if text))
     column = {text: number for number, text in enumerate(texts)}
@@ -71,12 +72,6 @@ def _read_foils(path: Path) -> list[dict]:
             why = f"lacks {', '.join(lacking)}" if lacking else f"has the kind {row['kind']!r} and the side {side!r}"
             raise InputError(f"{path} line {number} {why}; build the dataset again")
     return rows
-
-
-def _foil_pictures(model: MatchingModel, folder: Path, split: str, rows: Sequence[dict]) -> RegionStore | PictureStore:
-    if model.pixels is None:
-        return RegionStore(folder / "regions" / f"foils_{split}.h5", in_memory=True)
-    return PictureStore(folder / "images", list(dict.fromkeys(row["foil_image_id"] for row in rows if row["side"] == "picture")), model.pixels)
 
 
 def _pictures_of(store: RegionStore | PictureStore, dataset: ImageCaptionDataset) -> ImageCaptionDataset:

@@ -24,7 +24,7 @@ PICTURES = 32     # of pixels that a backbone reads at once, at most
 _PAIR_BLOCK = 16  # pairs of one image and one caption scored together: the block's diagonal is kept, the rest is waste
 
 
-def open_split(folder: str | Path, split: str, in_memory: bool = True, vocabulary: Vocabulary | WordPieces | None = None,
+def open_split(folder: str | Path, split: str, in_memory: bool | None = None, vocabulary: Vocabulary | WordPieces | None = None,
                pixels: Pixels | None = None) -> ImageCaptionDataset:
     """Any split of a dataset folder, ``"test"`` included. Use test once, after every choice is made on val."""
     return load_split(folder, split, in_memory, vocabulary, pixels)

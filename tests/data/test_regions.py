@@ -50,7 +50,7 @@ def test_a_truncated_file_is_named(store_path):
 def test_another_hdf5_file_is_refused(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["features"] = np.zeros((1, 2, 3))
-    with pytest.raises(InputError, match="other.h5 is no RegionStore, it lacks boxes, num_regions, image_ids; extract again"):
+    with pytest.raises(InputError, match="other.h5 is no RegionStore, it lacks num_regions, image_ids; extract again"):
         RegionStore(tmp_path / "other.h5")
 
 
