@@ -100,18 +100,15 @@ def data_train_encoder(
 
 
 @data_app.command("check")
-def data_check(folder: Annotated[Path, typer.Argument(help="a dataset folder")]) -> None:
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="a dataset folder")],
+    checksums: Annotated[bool, typer.Option("--checksums", help="read every region too, and hold it against its checksum")] = False,
+) -> None:
     """Read every split of a dataset folder and say what is in it; what does not fit together is named."""
-    from itm_lib.evaluation import open_split
-    from itm_lib.files import read_json
+    from itm_lib.evaluation import describe
 
-    if not folder.is_dir():
-        raise InputError(f"no dataset folder {folder}: make it first, for example with 'itm data scenes'")
-    for split in read_json(folder / "splits.json"):
-        dataset = open_split(folder, split, in_memory=False)
-        regions = dataset.regions.num_regions
-        print(f"{split}: {dataset.num_images} images, {dataset.num_captions} captions, "
-              f"{regions.min()} to {regions.max()} regions of {dataset.regions.dim} numbers")
+    for line in describe(folder, checksums, progress=True):
+        print(line)
 
 
 @app.command()

@@ -1,16 +1,18 @@
 """The command line: quick to start, one line for an error, and a model from recipe to report."""
 
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import typer
+from PIL import Image
 from pydantic import BaseModel
 
 from itm_lib import cli
 from itm_lib.data import Vocabulary
-from itm_lib.data.regions import RegionWriter
+from itm_lib.data.regions import RegionStore, RegionWriter
 from itm_lib.evaluation import read_scores
 from itm_lib.evaluation.report import Result, read_results, write_result
 from itm_lib.files import write_json, write_jsonl, write_text
@@ -114,6 +116,23 @@ def test_check_tells_what_a_dataset_holds(itm, folder):
     assert code == 0
     assert out.splitlines() == [f"{split}: {n} images, {n} captions, 1 to 1 regions of 4 numbers"
                                 for split, n in (("train", 12), ("val", 6), ("test", 6))]
+
+
+def test_check_takes_a_dataset_of_pictures_and_reads_checksums(itm, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    for split in ("val", "test"):
+        (tmp_path / "data" / "regions" / f"{split}.h5").unlink()
+        for number in range(6):
+            (tmp_path / "data" / "images").mkdir(exist_ok=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / "data" / "images" / f"{split}{number}.png")
+    code, out, _ = itm("data", "check", tmp_path / "data", "--checksums")
+    assert code == 0 and out.splitlines()[1:] == [f"{split}: 6 images, 6 captions, pictures, no regions" for split in ("val", "test")]
+    path = tmp_path / "data" / "regions" / "train.h5"
+    looks = RegionStore(path).stored([5])[0].tobytes()
+    path.write_bytes(path.read_bytes().replace(looks, looks[:-1] + bytes([looks[-1] ^ 1])))  # one bit of a picture, and of its twin
+    code, out, err = itm("data", "check", tmp_path / "data", "--checksums")
+    assert code == 2 and "train.h5: the regions of image train5 are not what was written; write the file again" in err
+    assert itm("data", "check", tmp_path / "data")[0] == 0
 
 
 def test_check_names_what_is_damaged(itm, folder, tmp_path):

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.data.dataset import ImageCaptionDataset, load_split, pad_tokens
 from itm_lib.data.pictures import Pixels
-from itm_lib.files import InputError
+from itm_lib.data.regions import find_regions
+from itm_lib.files import InputError, read_json
 from itm_lib.models.base import Encoding, MatchingModel, check_token_kind, vocabulary_for
 
 PICTURES = 32     # of pixels that a backbone reads at once, at most
@@ -28,6 +29,24 @@ def open_split(folder: str | Path, split: str, in_memory: bool | None = None, vo
                pixels: Pixels | None = None) -> ImageCaptionDataset:
     """Any split of a dataset folder, ``"test"`` included. Use test once, after every choice is made on val."""
     return load_split(folder, split, in_memory, vocabulary, pixels)
+
+
+def describe(folder: str | Path, checksums: bool = False, progress: bool = False) -> Iterator[str]:
+    """A line a split of a dataset folder: images, captions, regions or pictures. All captions are read, and with ``checksums``
+    all regions; what does not fit together, or is not what was written, raises :class:`InputError`."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"no dataset folder {folder}: make it first, for example with 'itm data scenes'")
+    for split in read_json(folder / "splits.json"):
+        only_pictures = (folder / "images").is_dir() and not find_regions(folder, split).is_file()
+        dataset = open_split(folder, split, in_memory=False, pixels=Pixels() if only_pictures else None)
+        what = "pictures, no regions"
+        if not only_pictures:
+            store, counts = dataset.regions, dataset.regions.num_regions
+            what = f"{counts.min()} to {counts.max()} regions of {store.dim} numbers{'' if store.has_boxes else ', no boxes'}"
+            if checksums:
+                store.verify(progress)
+        yield f"{split}: {dataset.num_images} images, {dataset.num_captions} captions, {what}"
 
 
 def open_for(model: MatchingModel, folder: str | Path, split: str) -> ImageCaptionDataset:
