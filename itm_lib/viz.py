@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from itm_lib.files import InputError
 
@@ -1108,7 +1108,7 @@ def recall_curves(models: Mapping[str, Mapping[str, float]], ceiling: Mapping[st
     places = (1, 5, 10)
     for ax, direction in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS):
         for number, (name, metrics) in enumerate(models.items()):
-            ax.plot(range(3), [metrics[f"{direction}_r{k}"] for k in places], MARKERS[number % len(MARKERS)] + "-",
+            ax.plot(range(3), [metrics[f"{direction}_r{k}"] for k in places], marker=MARKERS[number % len(MARKERS)],
                     color=COLOURS[number % len(COLOURS)], label=name, linestyle="-" if number < len(COLOURS) else ":")
         if ceiling is not None:
             ax.plot(range(3), [ceiling[f"{direction}_r{k}"] for k in places], "--", color=BLACK, linewidth=1.2, label="perfect matcher")
@@ -1128,7 +1128,6 @@ def chosen_epochs(runs: Mapping[str, Mapping[str, Sequence[float]]], metric: str
     """
     columns = min(3, len(runs))
     figure, axes = _grid(-(-len(runs) // columns), columns, (3.5 * columns, 2.7 * -(-len(runs) // columns)))
-    low = min(min(run["test"]) for run in runs.values())
     for ax, (name, run) in zip(axes.flat, runs.items()):
         val, test = np.asarray(run["val"], dtype=float), np.asarray(run["test"], dtype=float)
         if len(val) != len(test):
@@ -1139,7 +1138,8 @@ def chosen_epochs(runs: Mapping[str, Mapping[str, Sequence[float]]], metric: str
         ax.plot(epochs[on_val], test[on_val], "o", markersize=12, fillstyle="none", color=BLACK, label="chosen on val")
         ax.plot(epochs[on_test], test[on_test], "*", markersize=11, color=RED, label="chosen on test")
         # only the end matters: the first epochs are far below
-        ax.set(title=f"{name}: test flatters by {test[on_test] - test[on_val]:.1f}", ylim=(max(low, np.quantile(test, 0.2)), None))
+        ax.set(title=f"{name}: test flatters by {test[on_test] - test[on_val]:.1f}", ylim=(np.quantile([val, test], 0.3), None))
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.grid(axis="y")
     for ax in axes.flat[len(runs):]:
         ax.set_axis_off()
@@ -1153,7 +1153,7 @@ def chosen_epochs(runs: Mapping[str, Mapping[str, Sequence[float]]], metric: str
 
 def spreads(rows: Mapping[str, tuple[float, str]], xlabel: str, groups: Mapping[str, str]) -> Figure:
     """Standard deviations as bars, one a row: {what varies: (sd, group)}; ``groups`` {group: colour} is the legend."""
-    figure = Figure(figsize=(8.4, 0.9 + 0.34 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8.4, 1.2 + 0.32 * len(rows)), layout="constrained")
     ax = figure.subplots()
     bars = ax.barh(range(len(rows)), [value for value, _ in rows.values()], 0.66, color=[groups[group] for _, group in rows.values()])
     ax.bar_label(bars, fmt="%.1f", padding=3)
@@ -1162,7 +1162,8 @@ def spreads(rows: Mapping[str, tuple[float, str]], xlabel: str, groups: Mapping[
     ax.margins(x=0.1)
     ax.grid(axis="x")
     used = {group for _, group in rows.values()}
-    ax.legend(handles=[Rectangle((0, 0), 1, 1, color=colour, label=group) for group, colour in groups.items() if group in used], loc="lower right")
+    handles = [Rectangle((0, 0), 1, 1, color=colour, label=group) for group, colour in groups.items() if group in used]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
 
 
@@ -1172,13 +1173,13 @@ def draws(panels: Mapping[str, tuple[Any, float, tuple[float, float]]], mark: fl
     ``panels`` {quantity: (draws, measured, (low, high))}; ``mark`` draws a dashed line, 0 for differences.
     """
     figure, axes = _grid(1, len(panels), (4.3 * len(panels), 3.0))
-    for number, (ax, (name, (values, measured, (low, high)))) in enumerate(zip(axes[0], panels.items())):
+    for ax, (name, (values, measured, (low, high))) in zip(axes[0], panels.items()):
         ax.hist(np.asarray(values, dtype=float), bins=40, color=SKY)
         ax.axvspan(low, high, color=GREY, alpha=0.2, linewidth=0)
         ax.axvline(measured, color=BLACK, linewidth=2)
-        if mark is not None and number == len(panels) - 1:
+        if mark is not None:
             ax.axvline(mark, color=RED, linestyle="--")
-        ax.set(xlabel=name, yticks=[], title=f"{measured:.1f}, 95 %: {low:.1f} to {high:.1f}")
+        ax.set(xlabel=name, yticks=[], title=f"{measured:.1f}; 95 % from {low:.1f} to {high:.1f}")
         ax.spines["left"].set_visible(False)
     return figure
 
