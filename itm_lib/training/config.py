@@ -19,7 +19,8 @@ PRACTICAL = ("num_workers", "save_every", "tensorboard")
 
 def problem_line(error: ValidationError, names: Iterable[str], prefix: str = "") -> str:
     """The first problem of a pydantic error as one line; an unknown key gets the nearest of ``names``."""
-    problem = error.errors()[0]
+    problems = error.errors()
+    problem = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])  # a slip leaves its key missing
     key = prefix + ".".join(str(step) for step in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {nearest(problem['loc'][-1], names)}"
@@ -92,6 +93,10 @@ class TrainConfig(BaseModel):
     def evaluates(self, epoch: int) -> bool:
         """Whether there is an evaluation on val at the end of ``epoch``, from 0."""
         return (epoch + 1) % self.eval_every == 0 or epoch + 1 == self.epochs
+
+    def evaluations(self, done: int = 0) -> int:
+        """How many evaluations there are after the first ``done`` epochs."""
+        return sum(map(self.evaluates, range(done, self.epochs)))
 
     @property
     def first_neighbour_epoch(self) -> int | None:

@@ -2,6 +2,7 @@
 
 ::
 
+    paper: {dataset: flickr30k, variant: "t-i AVG", settings: published}       # if it is a row of a paper's table
     data:  {name: openmoji_scenes, variant: default, size: quick, seed: 0}     # or {folder: path/to/dataset}
     model: {method: scan, direction: t2i, embed_dim: 64}                       # settings of the model's config
     train: {epochs: 20, batch_size: 64, lr: 2e-3}                              # fields of TrainConfig
@@ -13,7 +14,11 @@ Stages are trained one after the other, each with its own optimizer, schedule, w
 the best weights of the stage before, wherever a tensor's name and shape are in both models; what is new has random weights of
 the seed. The final stage's files are where a run without stages has them, those of the others in a folder of the stage's name.
 
-Recipes that come with the library are found by name, "embedded/scan_ti_avg" or "scan_ti_avg".
+``paper`` names the published row that the recipe is for, as data/paper_results.yaml has it: ``variant`` of its method, null where
+no number is published; and whether the ``settings`` are published, too, or ours, chosen on val.
+
+Recipes that come with the library are found by name: "flickr30k/scan_ti_avg", "coco/scan_ti_avg", "embedded/scan_ti_avg" or, short
+for the last, "scan_ti_avg".
 """
 
 from __future__ import annotations
@@ -36,16 +41,18 @@ from tqdm import tqdm
 import itm_lib
 from itm_lib.data.dataset import ImageCaptionDataset, open_split
 from itm_lib.evaluation import evaluate
-from itm_lib.files import InputError, nearest, write_text
-from itm_lib.models import MatchingModel, build_model, model_classes
+from itm_lib.files import InputError, data_dir, nearest, read_json, write_json, write_text
+from itm_lib.models import MatchingModel, build_model, load_model, model_classes
 from itm_lib.models.base import ModelConfig, vocabulary_for
-from itm_lib.training.config import TrainConfig, problem_line
-from itm_lib.training.state import History, seed_everything, sole_use
-from itm_lib.training.trainer import BEST, LAST, Trainer
+from itm_lib.training.config import PRACTICAL, TrainConfig, problem_line
+from itm_lib.training.state import History, differences, seed_everything, sole_use
+from itm_lib.training.trainer import BEST, HISTORY, LAST, Trainer
 
 RECIPES = Path(itm_lib.__file__).parent / "assets" / "recipes"
 FROM_DATA = {"region_dim": 1, "vocab_size": 4}  # stand-ins for what the data decides, to check the other settings
 MODEL_FOLDER = "model"
+DONE = "val.json"  # of a finished run: its recipe, and the best model's metrics on val
+PREFERRED = "embedded"  # what a short name means where several folders have it
 STAGE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # it names a folder, and stands between dots in overrides
 
 
@@ -79,11 +86,30 @@ class DataSection(BaseModel):
         Models of pixels need no regions.
         """
         if self.folder is not None:
-            return Path(self.folder).expanduser()
+            return self._place()
         from itm_lib.data import scenes
 
         make = scenes.prepare if regions else scenes.build
         return make(self.variant, self.size, self.seed, progress=progress)
+
+
+    def _place(self) -> Path:
+        """The folder: the path, or else one below the data folder."""
+        folder = Path(self.folder).expanduser()
+        for place in (folder, data_dir() / folder):
+            if place.is_dir():
+                return place
+        raise InputError(f"no dataset folder {folder}: make it first, with 'itm data prepare', or say where it is with --data")
+
+
+class PaperSection(BaseModel):
+    """The published row that a recipe is for; ``variant`` of the recipe's method in data/paper_results.yaml, or null."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: Literal["flickr30k", "coco"]
+    variant: str | None
+    settings: Literal["published", "ours, chosen on val"]
 
 
 class Stage(BaseModel):
@@ -118,6 +144,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    paper: PaperSection | None = None
     data: DataSection
     model: dict[str, Any]
     train: TrainConfig
@@ -134,7 +161,8 @@ class Recipe(BaseModel):
             if name not in sections:
                 raise InputError(f"{where}: {name!r} is missing; a recipe has the sections data, model and train")
         data, model, train = (_mapping(sections[name], where, name) for name in ("data", "model", "train"))
-        return cls(data=_checked_data(data, where), model=_checked_model(model, where), train=_checked_train(train, where),
+        paper = _checked_section(PaperSection, "paper", sections["paper"], where) if sections.get("paper") is not None else None
+        return cls(paper=paper, data=_checked_section(DataSection, "data", data, where), model=_checked_model(model, where), train=_checked_train(train, where),
                    stages=_checked_stages(sections.get("stages"), model, train, where))
 
     @property
@@ -153,7 +181,13 @@ class Recipe(BaseModel):
         if self.data.folder is not None:
             data = {"folder": self.data.folder}
         stages = {"stages": [stage.resolved() for stage in self.stages]} if self.stages else {}
-        return {"data": data, "model": base["model"], "train": base["train"], **stages}
+        paper = {"paper": self.paper.model_dump(mode="json")} if self.paper else {}
+        return {**paper, "data": data, "model": base["model"], "train": base["train"], **stages}
+
+    def seeded(self, seed: int) -> Recipe:
+        """The recipe with another ``train.seed``, in all its stages."""
+        change = lambda part: part.model_copy(update={"train": TrainConfig(**{**part.train.model_dump(), "seed": seed})})  # noqa: E731
+        return change(self).model_copy(update={"stages": tuple(map(change, self.stages))})
 
     def build(self, region_dim: int | None, vocabulary_size: int) -> MatchingModel:
         """The model that comes out, the final stage's, with random weights of the current seed."""
@@ -179,12 +213,16 @@ def recipe_names() -> list[str]:
     return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
 
 
-def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = (), data: str | Path | None = None) -> Recipe:
     """The recipe of that name, or in that file, with ``overrides`` laid over it.
 
-    An override is ``"train.lr=1e-3"``, or ``"stages.fine_tune.train.lr=1e-3"`` for the stage of that name.
+    An override is ``"train.lr=1e-3"``, or ``"stages.fine_tune.train.lr=1e-3"`` for the stage of that name. ``data``: a dataset
+    folder, which takes the place of the recipe's data.
     """
-    return Recipe.parse(override(read_yaml(_find(str(name_or_path))), overrides), f"recipe {name_or_path}")
+    content = read_yaml(_find(str(name_or_path)))
+    if data is not None and isinstance(content, Mapping):
+        content = {**content, "data": {"folder": str(data)}}
+    return Recipe.parse(override(content, overrides), f"recipe {name_or_path}")
 
 
 def run_recipe(recipe: Recipe, out_dir: str | Path, resume: bool = False, progress: bool = True,
@@ -195,12 +233,13 @@ def run_recipe(recipe: Recipe, out_dir: str | Path, resume: bool = False, progre
     :func:`itm_lib.evaluation.evaluate` does that, once, after every choice.
     """
     out_dir = Path(out_dir)
-    vocabulary = vocabulary_for(recipe.plan[-1].config)
     pixels = recipe.plan[-1].config.pixels
     folder = data if data is not None else recipe.data.prepare(progress, regions=pixels is None)
+    vocabulary = vocabulary_for(recipe.plan[-1].config)
     train, val = (open_split(folder, split, vocabulary=vocabulary, pixels=pixels) for split in ("train", "val"))
     metadata: dict[str, Any] = {"recipe": recipe.resolved()}
     with sole_use(out_dir, ".stages.lock") if recipe.stages else contextlib.nullcontext():
+        (out_dir / DONE).unlink(missing_ok=True)
         trainers = _trainers(recipe, train, val, out_dir, progress, on_epoch)
         if recipe.stages and not resume:
             for trainer in reversed(trainers):  # no later stage may go on from where another run left it
@@ -216,7 +255,49 @@ def run_recipe(recipe: Recipe, out_dir: str | Path, resume: bool = False, progre
             trainer.model.save_pretrained(trainer.out_dir / MODEL_FOLDER, train.vocabulary, dict(metadata))
         write_text(out_dir / "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
     histories = {trainer.stage: trainer.history for trainer in trainers if trainer.stage}
-    return Run(trainer.model, history, evaluate(trainer.model, folder, split="val"), out_dir, histories)
+    metrics = evaluate(trainer.model, folder, split="val")
+    write_json(out_dir / DONE, {"recipe": recipe.resolved(), "metrics": metrics})
+    return Run(trainer.model, history, metrics, out_dir, histories)
+
+
+def run_seeds(recipe: Recipe, seeds: Iterable[int], out_dir: str | Path, resume: bool = True, progress: bool = True,
+              data: Path | None = None) -> list[Run]:
+    """Train ``recipe`` with each of ``seeds`` into ``out_dir``/seed<k>, one after the other; see :func:`run_recipe`.
+
+    With ``resume`` what is finished is read, and what was stopped goes on; a folder that holds another recipe's run is refused.
+    """
+    seeds = list(seeds)
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise InputError(f"seeds {seeds}: give at least one, each once")
+    runs = []
+    for seed in seeds:
+        own, folder = recipe.seeded(seed), Path(out_dir) / f"seed{seed}"
+        if resume and (folder / DONE).is_file():
+            runs.append(_finished(own, folder))
+            continue
+        if progress and len(seeds) > 1:
+            tqdm.write(f"seed {seed}, number {len(runs) + 1} of {len(seeds)}", file=sys.stderr)
+        runs.append(run_recipe(own, folder, resume, progress, data=data))
+    return runs
+
+
+def _finished(recipe: Recipe, folder: Path) -> Run:
+    """The finished run in ``folder``, which must be of ``recipe``."""
+    done = read_json(folder / DONE)
+    for key, there, here in differences(_numbers(done["recipe"]), _numbers(recipe.resolved())):
+        raise InputError(f"{folder} holds a run of another recipe: {key} is {there} there and {here} here; give another folder, or "
+                         "train anew")
+    places = {stage.name: folder if stage is recipe.plan[-1] else folder / stage.name for stage in recipe.plan}
+    histories = {name: History.load(place / HISTORY) for name, place in places.items()}
+    last = histories[recipe.plan[-1].name]
+    return Run(load_model(folder / MODEL_FOLDER)[0], last, done["metrics"], folder, histories if recipe.stages else {})
+
+
+def _numbers(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A resolved recipe less what changes no number."""
+    less = lambda part: {**part, "train": {key: value for key, value in part["train"].items() if key not in PRACTICAL}}  # noqa: E731
+    stages = {"stages": {stage["name"]: less(stage) for stage in resolved["stages"]}} if "stages" in resolved else {}
+    return {**less(resolved), **stages}
 
 
 def _trainers(recipe: Recipe, train: ImageCaptionDataset, val: ImageCaptionDataset, out_dir: Path, progress: bool,
@@ -231,6 +312,9 @@ def _trainers(recipe: Recipe, train: ImageCaptionDataset, val: ImageCaptionDatas
                              "cannot start from it: keep sizes like embed_dim and word_dim the same")
         folder = out_dir if stage is recipe.plan[-1] else out_dir / stage.name
         trainers.append(Trainer(model, train, val, stage.train, folder, progress, on_epoch, stage.name))
+    for number, trainer in enumerate(trainers):
+        later = [(each.config.epochs * each.steps_per_epoch, each.config.evaluations()) for each in trainers[number + 1 :]]
+        trainer.ahead = sum(steps for steps, _ in later), sum(evaluations for _, evaluations in later)
     return trainers
 
 
@@ -309,11 +393,14 @@ def _find(name: str) -> Path:
         return Path(name)
     names = recipe_names()
     found = [known for known in names if known == name or known.rpartition("/")[2] == name]
+    if f"{PREFERRED}/{name}" in found:
+        return RECIPES / PREFERRED / f"{name}.yaml"
     if len(found) == 1:
         return RECIPES / f"{found[0]}.yaml"
     if found:
         raise InputError(f"the recipe name {name!r} could be {' or '.join(found)}: give the longer name")
-    raise InputError(f"no recipe is called {name!r}; {nearest(name, names)}; or give the path of a .yaml file")
+    close = nearest(name if "/" in name else f"{PREFERRED}/{name}", names)
+    raise InputError(f"no recipe is called {name!r}; {close}; or give the path of a .yaml file")
 
 
 def _mapping(content: Any, where: str, section: str) -> dict[str, Any]:
@@ -323,11 +410,13 @@ def _mapping(content: Any, where: str, section: str) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def _checked_data(data: dict[str, Any], where: str) -> DataSection:
+def _checked_section(kind: type[BaseModel], name: str, content: Any, where: str) -> Any:
+    """The section ``name`` as the model ``kind`` of it."""
+    content = _mapping(content, where, name)
     try:
-        return DataSection(**data)
+        return kind(**content)
     except ValidationError as error:
-        raise InputError(f"{where}: {problem_line(error, DataSection.model_fields, 'data.')}") from None
+        raise InputError(f"{where}: {problem_line(error, kind.model_fields, f'{name}.')}") from None
 
 
 def _checked_train(train: dict[str, Any], where: str) -> TrainConfig:

@@ -109,9 +109,8 @@ class Trainer:
             self._accelerator = make_accelerator(self.config.precision)
             try:
                 self._start(resume)
-                left = [epoch for epoch in range(self.state.epoch, self.config.epochs) if self.config.evaluates(epoch)]
                 steps = self.config.epochs * self.steps_per_epoch - self.state.step
-                self._monitor = Monitor(steps, len(left), *self.ahead)
+                self._monitor = Monitor(steps, self.config.evaluations(self.state.epoch), *self.ahead)
                 with tqdm(total=self.config.epochs * self.steps_per_epoch, initial=self.state.step, unit="step",
                           disable=not self.progress_bar, file=sys.stderr) as self._bar:
                     while self.state.epoch < self.config.epochs and not self.state.stopped:

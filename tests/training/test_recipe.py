@@ -9,11 +9,15 @@ import yaml
 
 from itm_lib.files import InputError, read_json
 from itm_lib.models import load_model
-from itm_lib.training import load_recipe, recipe_names, run_recipe
+from itm_lib.training import load_recipe, recipe_names, run_recipe, run_seeds
+from itm_lib.training import recipe as recipe_module
 from itm_lib.training.recipe import Recipe
 from itm_lib.training.sweep import load_sweep
 
 TINY = {"model": {"method": "vse", "embed_dim": 8, "word_dim": 8}, "train": {"epochs": 2, "batch_size": 20, "lr": 5e-3}}
+
+
+EMBEDDED = [name for name in recipe_names() if name.startswith("embedded/")]
 
 
 def written(path, content) -> str:
@@ -21,14 +25,15 @@ def written(path, content) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_the_recipes_that_come_along_are_right(name):
     recipe = load_recipe(name)
-    assert recipe.data.name == "openmoji_scenes" and recipe.build(134, 500).config.embed_dim == 64
+    assert load_recipe(name.removeprefix("embedded/")) == recipe  # the short name means it, though other folders have it, too
+    assert recipe.paper is None and recipe.data.name == "openmoji_scenes" and recipe.build(134, 500).config.embed_dim == 64
     assert Recipe.parse(recipe.resolved()).resolved() == recipe.resolved()
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_a_recipe_and_the_same_row_of_its_sweep_agree(name):
     sweeps = [load_sweep(path) for path in sorted((Path(__file__).parents[2] / "data" / "sweeps").glob("*.yaml"))]
     variant = {"vse": "vse_max", "camp": "full"}.get(name.removeprefix("embedded/"), name.removeprefix("embedded/"))
@@ -57,6 +62,9 @@ def test_overrides_are_laid_over_the_file():
     ("lr=1", "cannot read the override 'lr=1': write it as section.key=value"),
     ("train.lr", "cannot read the override 'train.lr'"),
     ("stages.last.train.lr=1", "cannot set 'stages.last.train.lr': the recipe has no stages"),
+    ("paper.variant=x", "recipe vse: 'paper.dataset' is missing; give it a value"),
+    ("train.freze=[image]", "unknown key 'train.freze'; did you mean 'freeze'?"),
+    ("train.tensorboard=maybe", "train.tensorboard = 'maybe': input should be a valid boolean"),
     ("train.lr=[1", "cannot read the value of the override 'train.lr=[1'"),
 ])
 def test_a_wrong_key_or_value_is_one_line(override, line):
@@ -71,6 +79,15 @@ def test_a_wrong_key_or_value_is_one_line(override, line):
     ({"data": {}, "model": {"method": "vse"}, "train": {}}, "give either data.name or data.folder"),
     ({"data": {"folder": "x", "size": "quick"}, "model": {"method": "vse"}, "train": {}}, "belong to data.name, not to data.folder"),
     ({"data": {"folder": "x"}, "model": "vse", "train": {}}, "section 'model' must be a mapping of names to values, not 'vse'"),
+    ({"paper": "SCAN", "data": {"folder": "x"}, "model": {"method": "vse"}, "train": {}}, "section 'paper' must be a mapping"),
+    ({"paper": {"datset": "coco", "variant": None, "settings": "published"}, "data": {"folder": "x"}, "model": {"method": "vse"}, "train": {}},
+     "unknown key 'paper.datset'; did you mean 'dataset'?"),
+    ({"paper": {"dataset": "coco", "settings": "published"}, "data": {"folder": "x"}, "model": {"method": "vse"}, "train": {}},
+     "'paper.variant' is missing; give it a value"),
+    ({"paper": {"dataset": "coco", "variant": None, "settings": "ours"}, "data": {"folder": "x"}, "model": {"method": "vse"}, "train": {}},
+     "paper.settings = 'ours': input should be 'published' or 'ours, chosen on val'"),
+    ({"papper": {}, "data": {"folder": "x"}, "model": {"method": "vse"}, "train": {}}, "unknown key 'papper'; did you mean 'paper'?"),
+    ({"data": {"folder": ["x"]}, "model": {"method": "vse"}, "train": {}}, "data.folder = ['x']: input should be a valid string"),
     ("just words", "the recipe must be a mapping"),
     ("data: {name: [", "recipe.yaml line 1 is not valid YAML"),
     ("\x00", "is not valid YAML"),
@@ -104,3 +121,56 @@ def test_a_recipe_without_its_data_is_one_line(tmp_path):
     recipe = load_recipe(written(tmp_path / "tiny.yaml", {"data": {"folder": str(tmp_path / "absent")}, **TINY}))
     with pytest.raises(InputError, match="no dataset folder .*absent: make it first"):
         run_recipe(recipe, tmp_path / "run", progress=False)
+
+
+def test_the_data_can_come_from_the_command_line(folder, tmp_path, monkeypatch):
+    recipe = load_recipe("flickr30k/vse", ["train.epochs=1", "train.freeze_epochs=null"], data=folder)
+    assert recipe.data.folder == str(folder) and recipe.data.prepare() == folder and recipe.data.label == folder.name
+    with pytest.raises(InputError, match="variant, size and seed belong to data.name, not to data.folder"):
+        load_recipe("vse", ["data.size=smoke"], data=folder)
+    recipe = load_recipe("flickr30k/vse")
+    monkeypatch.setenv("ITM_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        run_recipe(recipe, tmp_path / "run", progress=False)
+    assert str(error.value) == "no dataset folder flickr30k: make it first, with 'itm data prepare', or say where it is with --data"
+    (tmp_path / "flickr30k").mkdir()
+    monkeypatch.chdir("/")
+    assert recipe.data.prepare() == tmp_path / "flickr30k"
+
+
+def test_seeds_have_folders_of_their_own_and_go_on_where_they_were(folder, tmp_path, monkeypatch):
+    content = {"data": {"folder": str(folder)}, **TINY, "stages": [{"name": "one"}, {"name": "two", "train": {"lr": 1e-3}}]}
+    recipe = load_recipe(written(tmp_path / "tiny.yaml", content))
+    first = run_seeds(recipe, [1], tmp_path / "out", progress=False)[0]
+    assert first.folder == tmp_path / "out" / "seed1"
+    alone = run_recipe(load_recipe(tmp_path / "tiny.yaml", ["train.seed=1"]), tmp_path / "alone", progress=False)
+    assert alone.metrics == first.metrics
+    trained = []
+    monkeypatch.setattr(recipe_module, "run_recipe", lambda own, out, *more, **named: trained.append(out.name) or run_recipe(own, out, *more, **named))
+    runs = run_seeds(load_recipe(tmp_path / "tiny.yaml", ["train.num_workers=0", "train.save_every=7"]), [2, 1], tmp_path / "out", progress=False)
+    assert trained == ["seed2"] and [run.folder.name for run in runs] == ["seed2", "seed1"]
+    again = runs[1]
+    assert again.metrics == first.metrics and again.history == first.history and list(again.stages) == ["one", "two"]
+    assert all((a == b).all() for a, b in zip(again.model.parameters(), first.model.parameters()))
+    assert runs[0].metrics != first.metrics
+    with pytest.raises(InputError, match="seed1 holds a run of another recipe: stages.two.train.lr is 0.001 there and 0.002 here; give another"):
+        run_seeds(load_recipe(tmp_path / "tiny.yaml", ["stages.two.train.lr=2e-3"]), [1], tmp_path / "out", progress=False)
+    run_seeds(recipe, [1], tmp_path / "out", resume=False, progress=False)
+    assert trained == ["seed2", "seed1"]
+    for seeds in ([], [1, 1]):
+        with pytest.raises(InputError, match="give at least one, each once"):
+            run_seeds(recipe, seeds, tmp_path / "out")
+
+
+def test_a_stopped_run_of_a_seed_is_not_taken_for_a_finished_one(folder, tmp_path):
+    recipe = load_recipe(written(tmp_path / "tiny.yaml", {"data": {"folder": str(folder)}, **TINY}))
+    whole = run_seeds(recipe, [3], tmp_path / "out", progress=False)[0]
+
+    def stop(history):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe.seeded(3), tmp_path / "out" / "seed3", progress=False, on_epoch=stop)  # anew, over the finished one
+    again = run_seeds(recipe, [3], tmp_path / "out", progress=False)[0]
+    assert again.metrics == whole.metrics and len(again.history.epochs) == 2
