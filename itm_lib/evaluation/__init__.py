@@ -12,8 +12,10 @@ from itm_lib.evaluation.protocols import (
     coco_test_ids,
     eccv_caption_metrics,
     evaluate,
+    evaluate_ensemble,
     evaluate_scores,
     f30k_1k,
+    protocol_metrics,
 )
 from itm_lib.evaluation.ranking import RetrievalMetrics, ceiling, map_at_r, retrieval_ranks
 from itm_lib.evaluation.scenes import foil_accuracy, pointing_accuracy
@@ -24,6 +26,7 @@ from itm_lib.evaluation.sets import centre_scores, circular_variance, set_statis
 __all__ = [
     "PROTOCOLS", "RetrievalMetrics", "ScoreFile", "ceiling", "centre_scores", "circular_variance", "coco_1k_fivefold",
     "coco_5k", "coco_file_metrics", "coco_test_ids", "describe", "eccv_caption_metrics", "encode_dataset", "evaluate",
-    "evaluate_scores", "f30k_1k", "foil_accuracy", "gate_statistics", "map_at_r", "open_split", "pointing_accuracy",
-    "read_scores", "retrieval_ranks", "save_scores", "set_statistics", "similarity_matrix",
+    "evaluate_ensemble", "evaluate_scores", "f30k_1k", "foil_accuracy", "gate_statistics", "map_at_r", "open_split",
+    "pointing_accuracy", "protocol_metrics", "read_scores", "retrieval_ranks",
+    "save_scores", "set_statistics", "similarity_matrix",
 ]

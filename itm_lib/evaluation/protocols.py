@@ -29,26 +29,28 @@ from itm_lib.data.dataset import ImageCaptionDataset
 from itm_lib.evaluation.gates import gate_statistics
 from itm_lib.evaluation.ranking import KS, RetrievalMetrics, ceiling, checked_caption_to_image, map_at_r, score_array
 from itm_lib.evaluation.scenes import foil_accuracy, pointing_accuracy
-from itm_lib.evaluation.score_files import read_scores, save_scores, scores_path
-from itm_lib.evaluation.scoring import encode_dataset, open_for, similarity_matrix
+from itm_lib.evaluation.score_files import KINDS, ScoreFile, read_scores, save_scores, scores_path
+from itm_lib.evaluation.scoring import encode_dataset, open_for, open_split, similarity_matrix
 from itm_lib.evaluation.sets import set_statistics
 from itm_lib.files import InputError
 from itm_lib.losses import positive_mask
+from itm_lib.models import load_model
 from itm_lib.models.base import MatchingModel
 
+FLICKR_IMAGES, COCO_IMAGES = 1000, 5000  # of the published test splits
 CAPTIONS_AN_IMAGE = 5  # of Flickr30K's and COCO's published test files; only these protocols know it
 _LIST_LENGTH = {"cxc": 1, "eccv": 50}  # CxC's R@1 needs the first; an ECCV Caption query has at most 48 positives
 
 
 def f30k_1k(scores: Tensor | np.ndarray, caption_to_image: Tensor | np.ndarray) -> RetrievalMetrics:
     """Flickr30K: all 1000 test images against all 5000 captions."""
-    _check_size("f30k_1k", scores, 1000)
+    _check_size("f30k_1k", scores, FLICKR_IMAGES)
     return RetrievalMetrics.from_scores(scores, caption_to_image)
 
 
 def coco_5k(scores: Tensor | np.ndarray, caption_to_image: Tensor | np.ndarray) -> RetrievalMetrics:
     """COCO: all 5000 test images against all 25000 captions."""
-    _check_size("coco_5k", scores, 5000)
+    _check_size("coco_5k", scores, COCO_IMAGES)
     return RetrievalMetrics.from_scores(scores, caption_to_image)
 
 
@@ -159,9 +161,7 @@ def _coco_recalls(values: np.ndarray, images: np.ndarray, captions: np.ndarray) 
         own = test_captions[5000 * fold : 5000 * fold + 5000]
         part = values[np.ix_([row_of[image] for image in ids], [column_of[caption] for caption in own])]
         folds.append(RetrievalMetrics.from_scores(part, np.array([fold_row[image_of[caption][0]] for caption in own])))
-    names = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in KS] + ["rsum"]
-    parts = {"coco_1k": RetrievalMetrics.mean(folds).to_dict(), "coco_5k": whole.to_dict()}
-    return {f"{prefix}_{name}": part[name] for prefix, part in parts.items() for name in names}
+    return _named({"coco_1k": RetrievalMetrics.mean(folds), "coco_5k": whole})
 
 
 def _ranked_ids(values: np.ndarray, queries: np.ndarray, candidates: np.ndarray,
@@ -214,12 +214,49 @@ def evaluate_scores(scores: Tensor | np.ndarray, dataset: ImageCaptionDataset) -
     return result
 
 
+def protocol_metrics(scores: Tensor | np.ndarray, dataset: ImageCaptionDataset) -> dict[str, float]:
+    """What the published protocols say of ``scores`` (I, C), where the split has their size; otherwise nothing.
+
+    1000 images and 5000 captions, not of COCO: f30k_1k_* (i2t_r1 … t2i_r10, rsum). COCO's 5000 images: coco_1k_* of the five folds and
+    coco_5k_*; where image and caption ids are COCO's own, cxc_* and eccv_* besides (:func:`eccv_caption_metrics`), of the 25000
+    captions that the protocols count. Without such ids, folds are runs of 1000 images in the order of the split, as in SCAN's files.
+    """
+    images, captions = scores.shape
+    if images == COCO_IMAGES and captions >= images * CAPTIONS_AN_IMAGE:
+        columns = _coco_columns(dataset)
+        if columns is not None:
+            ids = [int(image) for image in dataset.regions.image_ids], [int(dataset.caption_ids[column]) for column in columns]
+            return eccv_caption_metrics(scores[:, columns], *ids)
+        if captions == images * CAPTIONS_AN_IMAGE:
+            return _named({"coco_1k": coco_1k_fivefold(scores, dataset.caption_to_image, images // 5),
+                           "coco_5k": coco_5k(scores, dataset.caption_to_image)})
+    if (images, captions) == (FLICKR_IMAGES, FLICKR_IMAGES * CAPTIONS_AN_IMAGE) and "coco" not in dataset.name.lower():
+        return _named({"f30k_1k": f30k_1k(scores, dataset.caption_to_image)})
+    return {}
+
+
+def _named(parts: Mapping[str, RetrievalMetrics]) -> dict[str, float]:
+    names = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in KS] + ["rsum"]
+    return {f"{prefix}_{name}": part.to_dict()[name] for prefix, part in parts.items() for name in names}
+
+
+def _coco_columns(dataset: ImageCaptionDataset) -> list[int] | None:
+    """The columns of the captions that COCO's protocols count, if the ids are those of COCO's test split."""
+    if not all(str(each).isdecimal() for each in [*dataset.regions.image_ids, *dataset.caption_ids]):
+        return None
+    images, captions = coco_test_ids()
+    column_of = {int(caption): column for column, caption in enumerate(dataset.caption_ids)}
+    if {int(image) for image in dataset.regions.image_ids} != set(images) or not set(captions) <= set(column_of):
+        return None
+    return sorted(column_of[caption] for caption in captions)
+
+
 def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batch_size: int = 256, block_bytes: int = 2**28,
              device: torch.device | str | None = None, progress: bool = False,
              scores_file: str | Path | None = None) -> dict[str, float]:
     """Everything measured of ``model`` on one split of a dataset folder, as flat names and floats.
 
-    ``evaluate_scores`` of the similarity matrix; with foils/<split>.jsonl the ``foil_accuracy``; with scenes.jsonl
+    ``evaluate_scores`` of the similarity matrix; ``protocol_metrics``, if the split has the size of a published one; with foils/<split>.jsonl the ``foil_accuracy``; with scenes.jsonl
     the ``pointing_accuracy``, if the model has an attention to look at; ``gate_statistics`` (fractions, not percent), if it
     has gates: positive are the pairs that are true, if the split has its exact truth, otherwise the listed ones; ``set_statistics``, if
     its embeddings are sets. ``scores_file`` (.npy or .safetensors): where to keep the similarity matrix, with its ids.
@@ -232,7 +269,7 @@ def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batc
     scores = similarity_matrix(model, images, captions, block_bytes, device, progress)
     if scores_file is not None:
         save_scores(scores_file, scores, dataset.regions.image_ids, dataset.caption_ids)
-    result = evaluate_scores(scores, dataset)
+    result = {**evaluate_scores(scores, dataset), **protocol_metrics(scores, dataset)}
     if (folder / "foils" / f"{split}.jsonl").is_file():
         result.update(foil_accuracy(model, folder, split, batch_size, device))
     if (folder / "scenes.jsonl").is_file():
@@ -243,3 +280,71 @@ def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batc
         positives = positive_mask(torch.arange(dataset.num_images), torch.as_tensor(dataset.caption_to_image))
     result.update(gate_statistics(model, images, captions, positives, min(block_bytes, 2**24), device))
     return result
+
+
+def evaluate_ensemble(models: Sequence[str | Path | MatchingModel], folder: str | Path, split: str = "test", batch_size: int = 256,
+                      block_bytes: int = 2**28, device: torch.device | str | None = None, progress: bool = False,
+                      scores_file: str | Path | None = None) -> dict[str, float]:
+    """``evaluate_scores`` and ``protocol_metrics`` of the mean of several score matrices, as the papers' ensembles are.
+
+    ``models``: model folders or models, each of which reads the split with its own vocabulary and tokens, and files of scores
+    (.npy, .safetensors), whose ids must be the split's, in any order. One model is in memory at a time. ``scores_file``: where to
+    keep the mean, with its ids.
+    """
+    if not models:
+        raise InputError("an ensemble needs at least one model")
+    if scores_file is not None:
+        scores_path(scores_file)
+    saved = {number: _scores_file(each) for number, each in enumerate(models) if _is_score_file(each)}  # before minutes of work
+    dataset = _ensemble_split(models, folder, split)
+    total: Tensor | None = None
+    for number, each in enumerate(models):
+        if number in saved:
+            scores = _in_order_of(dataset, saved[number], each)
+        else:
+            model = each if isinstance(each, MatchingModel) else load_model(each)[0]
+            images, captions = encode_dataset(model, open_for(model, folder, split), batch_size, device, progress)
+            scores = similarity_matrix(model, images, captions, block_bytes, device, progress)
+            del model, images, captions
+        total = scores if total is None else total + scores
+        del scores
+    mean = total.div_(len(models))
+    if scores_file is not None:
+        save_scores(scores_file, mean, dataset.regions.image_ids, dataset.caption_ids)
+    return {**evaluate_scores(mean, dataset), **protocol_metrics(mean, dataset)}
+
+
+def _is_score_file(each: str | Path | MatchingModel) -> bool:
+    return not isinstance(each, MatchingModel) and Path(each).suffix in KINDS
+
+
+def _scores_file(path: str | Path) -> ScoreFile:
+    """The scores in ``path``, which must name its rows and columns: means of rows in different orders would look like scores."""
+    file = read_scores(path)
+    if file.image_ids is None:
+        raise InputError(f"{path} names no ids, so nothing says which picture a row is: put {Path(path).stem}.ids.json beside it, "
+                         '{"image_ids": [...], "caption_ids": [...]}')
+    return file
+
+
+def _ensemble_split(models: Sequence[str | Path | MatchingModel], folder: str | Path, split: str) -> ImageCaptionDataset:
+    """The split, opened for the first model, or for none where all members are scores."""
+    for each in models:
+        if not _is_score_file(each):
+            return open_for(each if isinstance(each, MatchingModel) else load_model(each)[0], folder, split)
+    return open_split(folder, split)
+
+
+def _in_order_of(dataset: ImageCaptionDataset, file: ScoreFile, where: str | Path) -> Tensor:
+    """The scores with rows and columns in the order of ``dataset``."""
+    places = []
+    for what, given, wanted in (("image", file.image_ids, dataset.regions.image_ids), ("caption", file.caption_ids, dataset.caption_ids)):
+        place_of = {str(each): place for place, each in enumerate(given)}
+        lacking = [each for each in wanted if str(each) not in place_of]
+        if lacking or len(place_of) != len(wanted) or len(given) != len(wanted):
+            example = f", for example {lacking[0]!r}" if lacking else ""
+            raise InputError(f"{where} has {len(given)} {what} ids and the {dataset.split} split of {dataset.name} {len(wanted)}, of which "
+                             f"{len(lacking)} are not among them{example}: average scores of one split")
+        places.append(np.array([place_of[str(each)] for each in wanted]))
+    values = torch.from_numpy(np.asarray(file.scores)[np.ix_(*places)])
+    return values.to(torch.promote_types(values.dtype, torch.float32))

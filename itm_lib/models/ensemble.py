@@ -30,8 +30,8 @@ class Ensemble(MatchingModel):
             raise InputError("an ensemble needs at least one model")
         words = [model.vocabulary for model in models if model.vocabulary is not None]
         if any(vocabulary != words[0] for vocabulary in words):
-            raise InputError("the models of an ensemble have different vocabularies: train them on the same dataset, and "
-                             "with text encoders that read the same tokens")
+            raise InputError("the models of an ensemble have different vocabularies, so they cannot share a batch: "
+                             "average their scores instead, itm_lib.evaluation.evaluate_ensemble")
         if len({model.pixels and model.pixels.size for model in models}) > 1:
             raise InputError("the models of this ensemble take pictures of different sizes, or some take pixels and some regions: they "
                              "cannot share a batch")

@@ -1,6 +1,9 @@
 """Checkpoints of the authors' own code, turned into our models in official compat.
 
-The authors save ``{"model": [state of the image encoder, state of the text encoder, ...], "opt": their options, ...}``.
+The authors save ``{"epoch": ..., "model": [state of the image encoder, state of the text encoder, ...], "best_rsum": ..., "opt": their
+options, "Eiters": ...}``; DivE ``{"args": their options, "model": one dict, ...}``. Nothing but tensors, plain containers and the
+options' class is read from such a file. :func:`load_official` makes a model of one, :func:`convert_official` a model folder.
+
 Sizes are read from the tensors' shapes, settings that shapes cannot tell from ``opt`` where the file has it, and ``config``
 overrides both. ``config`` may use our names (``direction``) or the authors' (``cross_attn``).
 
@@ -21,16 +24,21 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import pickle
+import hashlib
+import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
-from itm_lib.files import InputError, one_line
+from itm_lib.data.authors_text import read_authors_vocabulary, read_plain_pickle
+from itm_lib.data.captions import Vocabulary, WordPieces
+from itm_lib.files import InputError, one_line, read_json
 from itm_lib.models.base import MatchingModel, ModelConfig
 from itm_lib.models.camp import CAMP, CampConfig
 from itm_lib.models.dive import DivE, DiveConfig
@@ -141,21 +149,121 @@ HREM_SIZES = ("img_enc.fc.fc.weight", "img_enc.fc.mlp.layers.0.weight",
 BERT_MASK = 103  # the id of [MASK] in the vocabulary of bert-base-uncased
 
 
-def load_official(path_or_state: Any, method: str, config: Mapping[str, Any] | None = None) -> MatchingModel:
+OPTION_KEYS = ("opt", "args")  # where a checkpoint has the authors' options
+BERT = "bert-base-uncased"     # whose word pieces HREM reads
+
+
+def load_official(path_or_state: Any, method: str, config: Mapping[str, Any] | None = None,
+                  options: str | Path | Mapping[str, Any] | None = None) -> MatchingModel:
     """The authors' checkpoint as our model, in evaluation mode, in the dtype of its tensors.
 
     ``path_or_state``: a file saved by the authors' code, or what it holds: a dict with ``"model"``, a list of the parts'
     state dicts, or one dict whose keys start with the part (``img_enc/fc.weight``). ``method``: ``"scan"``, ``"camp"``, ``"hrem"`` or
-    ``"dive"``.
+    ``"dive"``. ``options``: the authors' options where the checkpoint has none, or others than its own: see :func:`read_options`.
     Raises :class:`InputError` for another method, a damaged file, or a state that is not of this method.
     """
-    if method not in LOADERS:
-        raise InputError(f"no loader for official checkpoints of {method!r}: supported are {', '.join(LOADERS)}")
+    known_method(method)
     where = str(path_or_state) if isinstance(path_or_state, (str, Path)) else "the given state"
     content = read_torch_file(Path(path_or_state)) if isinstance(path_or_state, (str, Path)) else path_or_state
-    options = content.get("opt") if isinstance(content, Mapping) else None
-    options = vars(options) if isinstance(options, argparse.Namespace) else dict(options or {})
-    return LOADERS[method](split_parts(content, where), options, dict(config or {}), where)
+    return _model_of(content, method, config, options, where)
+
+
+def _model_of(content: Any, method: str, config: Mapping[str, Any] | None, options: str | Path | Mapping[str, Any] | None,
+              where: str) -> MatchingModel:
+    given = {**own_options(content, where), **read_options(options)}
+    return LOADERS[method](split_parts(content, where), given, dict(config or {}), where)
+
+
+def convert_official(checkpoint: str | Path, method: str, out: str | Path, vocabulary: str | Path | None = None,
+                     options: str | Path | Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None,
+                     paper: Mapping[str, Any] | None = None) -> Path:
+    """Write the authors' ``checkpoint`` as the model folder ``out``, which ``load_model`` and ``itm evaluate`` take; returns ``out``.
+
+    ``vocabulary``: the file of the words that it was trained with, :func:`itm_lib.data.authors_text.read_authors_vocabulary`; of
+    HREM, a folder or a name on the Hub with the BERT's tokenizer (default: bert-base-uncased). ``options``, ``config``: as in
+    :func:`load_official`. ``paper``: the row of a paper's table that it belongs to, as recipes have it. The same files give the
+    same folder: HREM's relation modules, which its checkpoints lack and evaluation does not use, are drawn with a fixed seed.
+    """
+    checkpoint = Path(checkpoint)
+    known_method(method)
+    content = read_torch_file(checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _model_of(content, method, config, options, str(checkpoint))
+    words = _official_words(model, method, vocabulary)
+    about = content if isinstance(content, Mapping) else {}
+    told = {key: about[key] for key in ("epoch", "best_rsum", "best_score", "Eiters")
+            if isinstance(about.get(key), (int, float)) and math.isfinite(about[key])}
+    with open(checkpoint, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    recipe: dict[str, Any] = {"official": {"method": method, "file": checkpoint.name, "sha256": digest, **told}}  # where results look
+    if paper is not None:
+        recipe["paper"] = dict(paper)
+    model.float().save_pretrained(out, words, {"recipe": recipe})
+    return Path(out)
+
+
+def known_method(method: str) -> None:
+    """Raise :class:`InputError` for a method whose checkpoints are not known."""
+    if method not in LOADERS:
+        raise InputError(f"no loader for official checkpoints of {method!r}: supported are {', '.join(LOADERS)}")
+
+
+def _official_words(model: MatchingModel, method: str, vocabulary: str | Path | None) -> Vocabulary | WordPieces:
+    """What turns captions into the ids that ``model`` was trained with."""
+    size = model.config.vocab_size
+    if method != "hrem":
+        if vocabulary is None:
+            raise InputError(f"a checkpoint of {method} does not hold its {size} words: give the authors' vocabulary, a .json or "
+                             ".pkl file of their folder vocab/")
+        return read_authors_vocabulary(vocabulary, method, size)
+    source = BERT if vocabulary is None else vocabulary
+    if Path(source).is_file():
+        raise InputError(f"{source} is a file: HREM reads the word pieces of a BERT; give the folder that holds its tokenizer")
+    words = WordPieces.from_pretrained(source)
+    if len(words) != size:
+        raise InputError(f"{source} has {len(words)} word pieces and the checkpoint was made for {size}: give the BERT that it was "
+                         "trained with")
+    return words
+
+
+def own_options(content: Any, where: str) -> dict[str, Any]:
+    """The authors' options in a checkpoint, where it has them."""
+    found = next((content[key] for key in OPTION_KEYS if content.get(key) is not None), None) if isinstance(content, Mapping) else None
+    return {} if found is None else _as_options(found, where)
+
+
+def read_options(source: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The authors' options: a mapping, or a file of their own: JSON, the YAML of CAMP's experiments, or an argparse Namespace or a
+    dict, pickled or saved by torch. None gives none."""
+    if source is None or isinstance(source, (Mapping, argparse.Namespace)):
+        return {} if source is None else _as_options(source, "the given options")
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"no options {path}: check the path")
+    if path.suffix == ".json":
+        found = read_json(path)
+    elif path.suffix in (".yaml", ".yml"):
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not valid YAML ({one_line(error)}): mend it") from None
+        found = found.get("common", found) if isinstance(found, dict) else found  # CAMP's files have all of them in there
+    else:
+        try:
+            found = read_torch_file(path)
+        except InputError:
+            plain = (dict, list, tuple, str, int, float, bool, type(None))
+            found = read_plain_pickle(path, ("argparse.Namespace",), "a file of options", plain)
+        found = next((found[key] for key in OPTION_KEYS if key in found), found) if isinstance(found, Mapping) else found
+    return _as_options(found, str(path))
+
+
+def _as_options(found: Any, where: str) -> dict[str, Any]:
+    found = vars(found) if isinstance(found, argparse.Namespace) else found
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
+        raise InputError(f"{where}: the authors' options must be a mapping of names to values, not {type(found).__name__}")
+    return dict(found)
 
 
 def read_torch_file(path: Path) -> Any:
@@ -166,10 +274,13 @@ def read_torch_file(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "easydict.EasyDict")]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        why = one_line(error, 160)
+    except Exception as error:  # torch's reader meets a broken pickle with whatever its parts raise
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise InputError(f"{path} holds {refused[1]}, which is not read, because a class in a file can run code: a checkpoint may hold "
+                             "tensors, plain containers and its options; save it again without the rest") from None
         what = "it is damaged, cut short or holds code"
-        raise InputError(f"{path} cannot be read as a torch checkpoint ({why}): {what}") from None
+        raise InputError(f"{path} cannot be read as a torch checkpoint ({one_line(error, 160)}): {what}") from None
 
 
 def split_parts(content: Any, where: str) -> dict[str, State]:
@@ -180,14 +291,21 @@ def split_parts(content: Any, where: str) -> dict[str, State]:
     elif isinstance(content, Mapping) and content:
         parts = {}
         for key, value in content.items():
-            head, separator, rest = str(key).removeprefix("module.").replace("/", ".", 1).partition(".")
+            head, separator, rest = bare(key).replace("/", ".", 1).partition(".")
             if head not in PARTS or not separator:
                 raise InputError(f"{where}: key {key!r} belongs to no part; keys start with one of {', '.join(PARTS)}")
             parts.setdefault(head, {})[rest] = value
     else:
         raise InputError(f"{where} holds no model: expected a list of state dicts, or a dict with 'model'")
-    return {part: {str(key).removeprefix("module."): torch.as_tensor(value) for key, value in state.items()}
-            for part, state in parts.items()}
+    return {part: {bare(key): torch.as_tensor(value) for key, value in state.items()} for part, state in parts.items()}
+
+
+def bare(key: Any) -> str:
+    """A tensor's name without the ``module.`` of DataParallel before it, once for each time it was wrapped."""
+    name = str(key)
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
 
 
 def translate_options(options: Mapping[str, Any], table: Options, fields: Mapping[str, Any], where: str) -> dict[str, Any]:
