@@ -811,5 +811,143 @@ def check_chance_of_luck(answer: Callable[[Sequence[float], Sequence[float]], fl
     right(answer)
 
 
+# ---- 07 Training on GPUs --------------------------------------------------------------------------------------------------
+
+def check_run_length(answer: Callable[[int, int, int, int, float, int], tuple[int, float]]) -> None:
+    """``answer(captions, per_gpu, gpus, epochs, lr, tuned_for)``: steps of the run, and lr scaled with the global batch."""
+    def judge(captions: int, per_gpu: int, gpus: int, epochs: int, lr: float, tuned_for: int, case: str) -> None:
+        batch = per_gpu * gpus
+        steps, rate = epochs * -(-captions // batch), lr * batch / tuned_for
+        expect(answer, (captions, per_gpu, gpus, epochs, lr, tuned_for), [steps, rate], case, {
+            "a step takes the captions of all GPUs": [epochs * -(-captions // per_gpu), rate],
+            "those are the steps of one epoch": [-(-captions // batch), rate],
+            "the last batch of an epoch is smaller, and a step all the same: round up, epoch by epoch": [epochs * (captions // batch), rate],
+            "each epoch has a last batch of its own: round up before you multiply": [-(-captions * epochs // batch), rate],
+            "the steps are right; lr grows with the batch of all GPUs": [steps, lr * per_gpu / tuned_for],
+            "the steps are right; lr was tuned for another batch: multiply it by batch / tuned_for": [steps, lr],
+            "the steps are right; a larger batch takes a larger lr, not a smaller one": [steps, lr * tuned_for / batch]}, tolerance=1e-9)
+
+    judge(1000, 32, 1, 10, 1e-3, 32, "1000 captions on one GPU")
+    judge(1000, 32, 4, 10, 2e-4, 64, "1000 captions on 4 GPUs, lr tuned for a batch of 64")
+    judge(145000, 128, 8, 30, 2e-4, 128, "Flickr30K on 8 GPUs")
+    judge(977, 24, 3, 7, 5e-4, 96, "977 captions on 3 GPUs")
+    right(answer)
+
+
+def check_negatives(answer: Callable[[int, int, int, bool], int]) -> None:
+    """``answer(per_gpu, gpus, accumulate, gathered)``: the negative captions that a picture meets before one update."""
+    for per_gpu, gpus, accumulate, gathered in ((32, 1, 1, False), (32, 1, 4, False), (32, 4, 1, False), (32, 4, 1, True), (16, 2, 8, True), (7, 3, 2, False)):
+        whole = per_gpu * gpus
+        wanted = (whole if gathered else per_gpu) - 1
+        how = f"{per_gpu} pairs on each of {gpus} GPUs, {accumulate} batches accumulated, {'gathered' if gathered else 'not gathered'}"
+        expect(answer, (per_gpu, gpus, accumulate, gathered), wanted, how, {
+            "its own caption is no negative": wanted + 1,
+            "batches that are accumulated do not meet: each has negatives of its own": (whole if gathered else per_gpu) * accumulate - 1,
+            "encodings that are not gathered stay on their GPU": whole * accumulate - 1 if accumulate > 1 else whole - 1,
+            "with gathered encodings the negatives of all GPUs count": per_gpu - 1}, tolerance=1e-9)
+    right(answer)
+
+
+def check_gather_backward(answer: Callable[[Tensor, Sequence[int], int], Tensor]) -> None:
+    """``answer(gradients (P, N, d), sizes, rank)``: what the backward of a gather returns on process ``rank``, (sizes[rank], d)."""
+    def judge(gradients: Tensor, sizes: list[int], rank: int, case: str) -> None:
+        first = sum(sizes[:rank])
+        own = slice(first, first + sizes[rank])
+        wanted = gradients.sum(0)[own]
+        expect(answer, (gradients, sizes, rank), wanted, case, {
+            "that is what this process alone asks for: add up what all processes ask": gradients[rank, own],
+            "add up, do not average: DDP takes the mean afterwards": gradients.mean(0)[own],
+            "only the rows that this process put in are its own": gradients.sum(0),
+            "shares may be of different sizes: the own rows begin after those of all processes before":
+                gradients.sum(0)[rank * sizes[rank] : (rank + 1) * sizes[rank]]})
+
+    judge(torch.tensor([[[1.0], [2.0]], [[10.0], [20.0]]]), [1, 1], 1, "two processes with a row each")
+    judge(torch.arange(12.0).reshape(2, 3, 2), [1, 2], 1, "two processes, the second with two rows of three")
+    for seed in range(3):
+        judge(torch.randn(3, 7, 4, generator=_seed(seed)), [2, 4, 1], seed, f"three processes with 2, 4 and 1 rows, on process {seed}")
+    right(answer)
+
+
+class ToyRun:
+    """A training run so small that nothing of it is hidden: weights, momentum, an order of the samples, and noise like dropout's.
+
+    ``weights`` (3,), ``momentum`` (3,), ``rng`` (NumPy's Generator: draws the order of each epoch and the noise), ``order`` (8,) of
+    the epoch under way, ``position`` in it, ``step`` (the learning rate falls with it). ``train(steps)`` goes on by so many steps.
+    ``restore(saved)`` puts a dictionary of these back by their names; what it lacks stays as it was at the start of a run.
+    """
+
+    NAMES = ("weights", "momentum", "rng", "order", "position", "step")
+
+    def __init__(self, seed: int = 0):
+        data = np.random.default_rng(7)
+        self.inputs, self.targets = data.normal(size=(8, 3)), data.normal(size=8)
+        self.weights, self.momentum = np.zeros(3), np.zeros(3)
+        self.rng, self.order, self.position, self.step = np.random.default_rng(seed), np.arange(8), 0, 0
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.position == 0:
+                self.order = self.rng.permutation(8)
+            rows = self.order[self.position : self.position + 2]
+            kept = self.inputs[rows] * (self.rng.random((2, 3)) < 0.8)
+            error = kept @ self.weights - self.targets[rows]
+            self.momentum *= 0.9                        # in place, as optimizers do: a copy is needed to keep it
+            self.momentum += kept.T @ error
+            self.weights -= 0.1 / (1 + 0.1 * self.step) * self.momentum
+            self.position, self.step = (self.position + 2) % 8, self.step + 1
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        unknown = sorted(set(saved) - set(self.NAMES))
+        if unknown:
+            raise NotRight(f"a run has no {unknown[0]!r}: it has {', '.join(self.NAMES)}")
+        for name, value in saved.items():
+            setattr(self, name, copy.deepcopy(value))
+
+
+_FORGOTTEN = {"weights": "the weights begin again", "momentum": "the optimizer has forgotten where it was going",
+              "rng": "dropout and the next orders are drawn anew", "order": "the rest of the epoch has other samples",
+              "position": "the epoch begins again, and some samples come twice", "step": "the learning rate begins again"}
+
+
+def check_checkpoint(answer: Callable[[ToyRun], Mapping[str, Any]]) -> None:
+    """``answer(run)``: a dictionary from which :meth:`ToyRun.restore` goes on to the very same weights, whenever the run is killed."""
+    name = getattr(answer, "__name__", "the answer")
+    whole = ToyRun()
+    whole.train(20)
+    for killed_at in (1, 4, 7, 10):
+        run = ToyRun()
+        run.train(killed_at)
+        try:
+            saved = answer(run)
+        except NotImplementedError:
+            raise NotRight(f"{name} is not written yet: put your lines in place of NotImplementedError") from None
+        except Exception as error:
+            raise NotRight(f"{name} stops with {type(error).__name__} ({error})") from error
+        if not isinstance(saved, Mapping):
+            raise NotRight(f"{name} returns a {type(saved).__name__}: return a dictionary of names and values")
+        kept = ToyRun()
+        kept.restore(saved)
+        changed = [each for each in ToyRun.NAMES if each in saved and not _same_state(getattr(kept, each), getattr(run, each))]
+        if changed:
+            raise NotRight(f"{name} saves another {changed[0]} than the run has after step {killed_at}")
+        run.train(3)                                    # it runs on before it is killed: what was saved must not move with it
+        again = ToyRun()
+        again.restore(saved)
+        again.train(20 - killed_at)
+        if np.array_equal(again.weights, whole.weights):
+            continue
+        missing = [each for each in ToyRun.NAMES if each not in saved]
+        why = (f"{missing[0]} is not in it, so {_FORGOTTEN[missing[0]]}" if missing
+               else "what it saves moved on with the run: save copies (copy.deepcopy)")
+        raise NotRight(f"{name}: killed after step {killed_at} and started again, the run ends with other weights: {why}")
+    right(answer)
+
+
+def _same_state(one: Any, other: Any) -> bool:
+    if isinstance(one, np.random.Generator) and isinstance(other, np.random.Generator):
+        return one.bit_generator.state == other.bit_generator.state
+    return type(one) is type(other) and np.array_equal(one, other)
+
+
 def _seed(number: int) -> torch.Generator:
     return torch.Generator().manual_seed(number)

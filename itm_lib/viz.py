@@ -1226,3 +1226,108 @@ def published(rows: Mapping[str, tuple[float, float | None]], xlabel: str) -> Fi
     ax.margins(x=0.12)
     ax.grid(axis="x")
     return figure
+
+
+# ---- 07 Training on GPUs -------------------------------------------------------------------------------------------------
+
+FP16 = (2.0**-25, 2.0**-14, 65504.0)  # what is at most the first becomes 0, below the second digits are lost, above the third it is infinite
+PARTS = {"loading": GREY, "encoding": SKY, "scoring and loss": ORANGE, "backward": BLUE, "update": GREEN}
+
+
+def lines(panels: Mapping[str, Mapping[str, Mapping[float, float]]], xlabel: str, ylabels: Sequence[str], log: str = "",
+          marks: Mapping[str, float] | None = None) -> Figure:
+    """Curves, a panel each: {title: {curve: {x: y}}}; ``log`` is "x", "y" or "xy", of base 2 along x. ``marks`` {label: y}: dashed lines."""
+    figure, axes = _grid(1, len(panels), (5.0 * len(panels) if len(panels) > 1 else 6.6, 3.4))
+    for ax, (title, curves), ylabel in zip(axes[0], panels.items(), ylabels):
+        for number, (name, values) in enumerate(curves.items()):
+            few = len(values) <= 20
+            ax.plot(list(values), list(values.values()), color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)] if few else "",
+                    markersize=5, label=name)
+        for name, level in (marks or {}).items():
+            ax.axhline(level, color=BLACK, linestyle="--", linewidth=1.2, label=name)
+        if "x" in log:
+            ax.set_xscale("log", base=2)
+            ticks = sorted({x for values in curves.values() for x in values})
+            ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            ax.xaxis.set_minor_formatter(NullFormatter())
+        if "y" in log:
+            ax.set_yscale("log")
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        ax.grid()
+        ax.legend(loc="best")
+    return figure
+
+
+def gradient_range(panels: Mapping[str, Any]) -> Figure:
+    """Sizes of gradients against what half precision (fp16) can hold, a panel each: {title: magnitudes}; zeros are left out.
+
+    Red: becomes 0. Orange: keeps fewer digits. On the right, red again: infinite. The title says how much of all is lost.
+    """
+    figure, axes = _grid(len(panels), 1, (8.6, 1.9 * len(panels) + 0.4))
+    zero, few, largest = FP16
+    for ax, (title, values) in zip(axes[:, 0], panels.items()):
+        values = np.abs(np.asarray(values, dtype=float).ravel())
+        values = values[values > 0]
+        ax.hist(np.log2(values), bins=np.arange(-60, 24, 1.0), color=BLUE, weights=np.full(len(values), 100 / len(values)))
+        for low, high, colour in ((-60, np.log2(zero), RED), (np.log2(zero), np.log2(few), ORANGE), (np.log2(largest), 24, RED)):
+            ax.axvspan(low, high, color=colour, alpha=0.18, linewidth=0)
+        lost, over = 100 * (values <= zero).mean(), 100 * (values > largest).mean()
+        ax.set(title=f"{title}: {lost:.1f} % become 0, {over:.1f} % infinite", ylabel="gradients (%)", xlim=(-60, 24))
+        ax.set_xticks(range(-60, 21, 10), [f"2^{power}" if power else "1" for power in range(-60, 21, 10)])
+        ax.set_xticks([], minor=True)
+    axes[-1, 0].set_xlabel("size of a gradient")
+    return figure
+
+
+def seen_pairs(panels: Mapping[str, Any]) -> Figure:
+    """Which pairs of a step are scored, a panel each: {title: (B, B)}, 2 a match, 1 a negative, 0 a pair that nobody scores."""
+    figure, axes = _grid(1, len(panels), (2.75 * len(panels), 3.2))
+    colours = np.array([[0.92, 0.92, 0.92], [0.34, 0.71, 0.91], [0.0, 0.62, 0.45]])
+    for ax, (title, values) in zip(axes[0], panels.items()):
+        values = np.asarray(values, dtype=int)
+        ax.imshow(colours[values], interpolation="nearest")
+        for line in range(1, len(values)):
+            ax.axhline(line - 0.5, color="white", linewidth=1)
+            ax.axvline(line - 0.5, color="white", linewidth=1)
+        ax.spines[:].set_visible(False)
+        ax.set(xticks=[], yticks=[], title=title, xlabel=f"captions\n{int((values == 1).sum())} negatives")
+    axes[0, 0].set_ylabel("pictures")
+    handles = [Rectangle((0, 0), 1, 1, color=colour, label=what) for colour, what in zip(colours[::-1], ("match", "negative", "not scored"))]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def time_parts(models: Mapping[str, Mapping[str, float]], rate: Mapping[str, float] | None = None) -> Figure:
+    """Where a training step goes: {model: {part: ms}} as shares, the whole in ms at the end of the bar, with ``rate`` {model: pairs/s}."""
+    figure = Figure(figsize=(9.6, 1.3 + 0.42 * len(models)), layout="constrained")
+    ax = figure.subplots()
+    for number, (name, parts) in enumerate(models.items()):
+        whole, left = sum(parts.values()), 0.0
+        for part, value in parts.items():
+            share = 100 * value / whole
+            ax.barh(number, share, 0.66, left=left, color=PARTS[part])
+            if share >= 5:
+                ax.text(left + share / 2, number, f"{share:.0f}", ha="center", va="center", fontsize=9,
+                        color="white" if part in ("backward", "loading", "update") else BLACK)
+            left += share
+        ax.text(101, number, f"{whole:.3g} ms" + (f", {rate[name]:.0f} pairs/s" if rate else ""), va="center")
+    ax.set_yticks(range(len(models)), list(models))
+    ax.set(xlabel="share of a training step (%)", xlim=(0, 125 if rate else 115), xticks=range(0, 101, 20), ylim=(len(models) - 0.5, -0.5))
+    handles = [Rectangle((0, 0), 1, 1, color=PARTS[part], label=part) for part in next(iter(models.values()))]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+def resumed_run(whole: Mapping[float, float], before: Mapping[float, float], after: Mapping[float, float], checkpoint: float, title: str = "") -> Figure:
+    """Loss by step of a run that nothing stopped, and of one that was killed: what was done ``before``, and what was done ``after`` it was
+    started again from ``checkpoint``."""
+    figure = Figure(figsize=(8.8, 3.3), layout="constrained")
+    ax = figure.subplots()
+    ax.plot(list(whole), list(whole.values()), color=GREY, linewidth=5, alpha=0.45, label="never stopped")
+    ax.plot(list(before), list(before.values()), color=RED, label="killed")
+    ax.plot(list(after), list(after.values()), "--", color=BLUE, label="started again")
+    ax.axvline(checkpoint, color=BLACK, linestyle=":", label="its last checkpoint")
+    ax.set(xlabel="step", ylabel="loss", title=title)
+    ax.grid(axis="y")
+    ax.legend(loc="best")
+    return figure

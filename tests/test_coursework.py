@@ -238,6 +238,29 @@ def luck(better, worse, two_sided=True, strict=False):
     return float(((means > found + 1e-9) if strict else (means >= found - 1e-9)).double().mean())
 
 
+# ---- 07 Training on GPUs ------------------------------------------------------------------------------------------------------
+
+def run_length(captions, per_gpu, gpus, epochs, lr, tuned_for, all_gpus=True, whole=True, up=True, scaled=True):
+    batch = per_gpu * (gpus if all_gpus else 1)
+    steps = -(-captions // batch) if up else captions // batch
+    return steps * (epochs if whole else 1), lr * per_gpu * gpus / tuned_for if scaled else lr
+
+
+def negatives(per_gpu, gpus, accumulate, gathered, meet=False, ignore=False, itself=1):
+    return per_gpu * (gpus if gathered or ignore else 1) * (accumulate if meet else 1) - itself
+
+
+def gather_backward(gradients, sizes, rank, of=torch.sum, uneven=True):
+    first = sum(sizes[:rank]) if uneven else rank * sizes[rank]
+    return of(gradients, 0)[first : first + sizes[rank]]
+
+
+def checkpoint(run, without=(), copied=True):
+    import copy
+
+    return {name: copy.deepcopy(getattr(run, name)) if copied else getattr(run, name) for name in coursework.ToyRun.NAMES if name not in without}
+
+
 CASES = [
     (coursework.check_caption_recall, caption_recall, [
         (lambda s, o, k: caption_recall(s, o, k, ties_against=False), "ties count against the query"),
@@ -432,6 +455,37 @@ CASES = [
         (lambda b, w: 1 - luck(b, w), "that it is no luck"),
         (lambda b, w: luck(b, w) * 2 ** len(b), "a number of ways"),
         (lambda b, w: sum(b) / len(b) - sum(w) / len(w), "the mean difference"),
+    ]),
+    (coursework.check_run_length, run_length, [
+        (lambda *a: run_length(*a, all_gpus=False), "the captions of all GPUs"),
+        (lambda *a: run_length(*a, whole=False), "the steps of one epoch"),
+        (lambda *a: run_length(*a, up=False), "round up"),
+        (lambda *a: run_length(*a, scaled=False), "lr was tuned for another batch"),
+        (lambda c, p, g, e, lr, t: (run_length(c, p, g, e, lr, t)[0], lr * p / t), "the batch of all GPUs"),
+        (lambda c, p, g, e, lr, t: (-(-c * e // (p * g)), lr * p * g / t), "round up before you multiply"),
+    ]),
+    (coursework.check_negatives, negatives, [
+        (lambda *a: negatives(*a, itself=0), "its own caption is no negative"),
+        (lambda *a: negatives(*a, meet=True), "accumulated do not meet"),
+        (lambda *a: negatives(*a, ignore=True), "stay on their GPU"),
+        (lambda p, g, n, all_: negatives(p, g, n, False), "the negatives of all GPUs count"),
+    ]),
+    (coursework.check_gather_backward, gather_backward, [
+        (lambda g, s, r: g[r, sum(s[:r]) : sum(s[: r + 1])], "this process alone"),
+        (lambda g, s, r: gather_backward(g, s, r, of=torch.mean), "DDP takes the mean"),
+        (lambda g, s, r: gather_backward(g, s, r, uneven=False), "of different sizes|returns an array of shape"),
+        (lambda g, s, r: g.sum(0), "returns an array of shape"),
+    ]),
+    (coursework.check_checkpoint, checkpoint, [
+        (lambda run: {"weights": run.weights.copy()}, "momentum is not in it"),
+        (lambda run: checkpoint(run, without=("rng",)), "rng is not in it"),
+        (lambda run: checkpoint(run, without=("position",)), "position is not in it"),
+        (lambda run: checkpoint(run, without=("order",)), "order is not in it"),
+        (lambda run: checkpoint(run, without=("step",)), "step is not in it"),
+        (lambda run: checkpoint(run, copied=False), "save copies"),
+        (lambda run: {**checkpoint(run), "step": 0}, "another step"),
+        (lambda run: [run.weights], "returns a list"),
+        (lambda run: {**checkpoint(run), "speed": 3}, "a run has no 'speed'"),
     ]),
 ]
 CHECKERS = {checker.__name__: (checker, answer, wrong) for checker, answer, wrong in CASES}

@@ -486,3 +486,95 @@ def test_setting_curves_ring_the_chosen_setting():
     first, second = drawn(viz.setting_curves({"rsum": {1: 400.0, 2: 420.0}, "variance": {1: 0.1, 2: 0.2}}, "T", chosen=2))
     assert first.lines[0].get_xydata().tolist() == [[1, 400], [2, 420]] and first.get_ylabel() == "rsum"
     assert list(second.lines[1].get_xdata()) == [2] and second.lines[1].get_fillstyle() == "none"
+
+
+# ---- 06 Reproduction -----------------------------------------------------------------------------------------------------
+
+def test_result_dots_of_another_origin_are_diamonds():
+    (ax,) = drawn(viz.result_dots({"rsum": {"VSE++": [500.0, 510.0]}}, singles={"rsum": {"VSE++": 507.0, "SCAN": 560.0}}))
+    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
+    assert [list(line.get_xdata()) for line in diamonds] == [[507.0], [560.0]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["VSE++", "SCAN"]
+
+
+def test_recall_curves_with_the_ceiling():
+    figure = viz.recall_curves({"VSE++": RECALLS, "SCAN": {name: value + 5 for name, value in RECALLS.items()}}, {name: 100.0 for name in RECALLS})
+    left, right = drawn(figure)
+    assert [list(line.get_ydata()) for line in left.lines] == [[50, 70, 80], [55, 75, 85], [100, 100, 100]]
+    assert list(right.lines[0].get_ydata()) == [40, 60, 75] and left.lines[-1].get_linestyle() == "--"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["VSE++", "SCAN", "perfect matcher"]
+
+
+def test_chosen_epochs_say_what_test_adds():
+    first, second, *_ = drawn(viz.chosen_epochs({"seed 0": {"val": [1.0, 3.0, 2.0], "test": [2.0, 4.0, 5.5]}, "seed 1": {"val": [1.0, 2.0], "test": [1.0, 3.0]}}))
+    assert first.get_title() == "seed 0: test flatters by 1.5" and second.get_title() == "seed 1: test flatters by 0.0"
+    ring, star = first.lines[2], first.lines[3]
+    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([2], [4.0]) and (list(star.get_xdata()), list(star.get_ydata())) == ([3], [5.5])
+    with pytest.raises(InputError, match="seed 0: 2 epochs on val and 1 on test"):
+        viz.chosen_epochs({"seed 0": {"val": [1.0, 2.0], "test": [1.0]}})
+
+
+def test_spreads_colour_the_rows_by_group():
+    figure = viz.spreads({"pictures": (8.0, "queries"), "VSE++": (6.0, "seed"), "SCAN": (2.0, "seed")}, "sd", {"queries": viz.SKY, "seed": viz.BLUE, "other": viz.RED})
+    (ax,) = drawn(figure)
+    assert [bar.get_width() for bar in ax.patches] == [8, 6, 2] and texts(ax) == ["8.0", "6.0", "2.0"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["queries", "seed"]
+
+
+def test_draws_mark_the_measured_value_and_the_interval():
+    left, right = drawn(viz.draws({"rsum": (np.linspace(490, 510, 100), 500.0, (491.0, 509.0)), "difference": ([1.0, 2.0], 1.5, (1.0, 2.0))}, mark=0.0))
+    assert left.get_title() == "500.0; 95 % from 491.0 to 509.0" and left.lines[0].get_xdata()[0] == 500
+    assert [ax.lines[1].get_xdata()[0] for ax in (left, right)] == [0, 0]
+
+
+def test_search_cost_numbers_the_models():
+    models = {"VSE++": {"rsum": [500.0, 510.0], "encode": 0.02, "score": 0.03}, "SCAN": {"rsum": [560.0], "encode": 0.02, "score": 2.0}}
+    left, right = drawn(viz.search_cost(models, "1000 pictures"))
+    assert texts(left) == ["1", "2"] and [label.get_text() for label in right.get_yticklabels()] == ["1  VSE++", "2  SCAN"]
+    assert [round(bar.get_width(), 3) for bar in right.patches] == [0.02, 0.03, 0.02, 2.0] and texts(right) == ["0.05", "2.02"]
+    assert left.get_xscale() == right.get_xscale() == "log"
+
+
+def test_published_values_with_and_without_a_spread():
+    (ax,) = drawn(viz.published({"paper": (452.2, None), "ten seeds": (447.5, 2.1)}, "rsum"))
+    assert texts(ax) == ["452.2", "447.5 ± 2.1"] and [label.get_text() for label in ax.get_yticklabels()] == ["paper", "ten seeds"]
+
+
+# ---- 07 Training on GPUs -------------------------------------------------------------------------------------------------
+
+def test_lines_on_log_axes_with_marks():
+    left, right = drawn(viz.lines({"a": {"one": {8: 1.0, 16: 2.0}}, "b": {"one": {8: 3.0}, "two": {8: 4.0, 32: 5.0}}}, "batch", ["loss", "rsum"], log="xy", marks={"collapsed": 2.5}))
+    assert left.lines[0].get_xydata().tolist() == [[8, 1], [16, 2]] and [label.get_text() for label in right.get_xticklabels()] == ["8", "32"]
+    assert left.get_xscale() == left.get_yscale() == "log" and (left.get_ylabel(), right.get_ylabel()) == ("loss", "rsum")
+    assert left.lines[-1].get_label() == "collapsed" and set(left.lines[-1].get_ydata()) == {2.5}
+
+
+def test_gradient_range_says_what_is_lost():
+    first, second = drawn(viz.gradient_range({"as they are": [2.0**-30, 2.0**-20, 0.0, -1.0, 1e-3], "scaled": [1e6, 1.0]}))
+    assert first.get_title() == "as they are: 25.0 % become 0, 0.0 % infinite" and second.get_title() == "scaled: 0.0 % become 0, 50.0 % infinite"
+
+
+def test_fp16_zones_are_those_of_the_format():
+    zero, few, largest = viz.FP16
+    assert np.float16(zero) == 0 and np.float16(zero * 1.01) > 0
+    assert few == np.finfo(np.float16).smallest_normal and largest == np.finfo(np.float16).max
+
+
+def test_seen_pairs_count_the_negatives():
+    figure = viz.seen_pairs({"whole": [[2, 1], [1, 2]], "parts": [[2, 0], [0, 2]]})
+    left, right = drawn(figure)
+    assert left.get_xlabel() == "captions\n2 negatives" and right.get_xlabel() == "captions\n0 negatives"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["match", "negative", "not scored"]
+
+
+def test_time_parts_are_shares_of_a_step():
+    figure = viz.time_parts({"VSE++": {"loading": 1.0, "backward": 3.0}, "SCAN": {"loading": 1.0, "backward": 99.0}}, {"VSE++": 1000.0, "SCAN": 12.0})
+    (ax,) = drawn(figure)
+    assert [bar.get_width() for bar in ax.patches] == [25, 75, 1, 99] and texts(ax) == ["25", "75", "4 ms, 1000 pairs/s", "99", "100 ms, 12 pairs/s"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["loading", "backward"]
+
+
+def test_resumed_run_shows_the_three_pieces_and_the_checkpoint():
+    (ax,) = drawn(viz.resumed_run({1: 0.4, 2: 0.3, 3: 0.2}, {1: 0.4, 2: 0.3}, {2: 0.3, 3: 0.2}, checkpoint=1))
+    assert [line.get_label() for line in ax.lines] == ["never stopped", "killed", "started again", "its last checkpoint"]
+    assert ax.lines[2].get_xydata().tolist() == [[2, 0.3], [3, 0.2]] and ax.lines[3].get_xdata()[0] == 1
