@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from itm_lib.data.pictures import Pixels
 from itm_lib.data.regions import find_regions
 from itm_lib.files import InputError, read_json
 from itm_lib.models.base import Encoding, MatchingModel, check_token_kind, vocabulary_for
+from itm_lib.processes import add_up, all_or_none, from_main, from_one, rank, world_size
 
 PICTURES = 32     # of pixels that a backbone reads at once, at most
 _PAIR_BLOCK = 16  # pairs of one image and one caption scored together: the block's diagonal is kept, the rest is waste
@@ -88,15 +90,51 @@ def evaluating(model: MatchingModel, device: torch.device | str | None = None) -
             module.training = mode
 
 
+_together: ContextVar[bool] = ContextVar("together", default=False)
+
+
+@contextlib.contextmanager
+def over_all_processes() -> Iterator[None]:
+    """Inside, encoding and scoring are shared out, batch by batch and block by block, and every process gets all of it.
+
+    All processes must make the same calls, with the same model. The numbers are those of one process.
+    """
+    token = _together.set(world_size() > 1)
+    try:
+        yield
+    finally:
+        _together.reset(token)
+
+
+def _is_ours(number: int) -> bool:
+    """Whether this process computes batch or block ``number``."""
+    return not _together.get() or number % world_size() == rank()
+
+
+def _agreeing() -> contextlib.AbstractContextManager[None]:
+    """Where work is shared out, an InputError of one process is raised on all."""
+    return all_or_none() if _together.get() else contextlib.nullcontext()
+
+
+def _all_parts(parts: list[Encoding | None]) -> Encoding:
+    """The Encoding of all batches; those of other processes are None."""
+    if _together.get():
+        parts = [from_one(part, number % world_size()) for number, part in enumerate(parts)]
+    return Encoding.cat(parts)  # outside inference mode: ordinary tensors, which a notebook may differentiate through
+
+
 def encode_images(model: MatchingModel, dataset: ImageCaptionDataset, batch_size: int = 256,
                   device: torch.device | str | None = None, progress: bool = False) -> Encoding:
     """The Encoding of all images of ``dataset``, each row once, in their order, on the CPU."""
     parts, batch_size = [], min(batch_size, PICTURES) if dataset.pixels else batch_size
-    with evaluating(model, device) as where:
+    with evaluating(model, device) as where, _agreeing():
         for rows in _batches(list(range(dataset.num_images)), batch_size, "images", progress):
+            if not _is_ours(len(parts)):
+                parts.append(None)
+                continue
             regions, mask = dataset.image_tensors(rows)
             parts.append(model.encode_images(regions.to(where), None if mask is None else mask.to(where)).to("cpu"))
-    return Encoding.cat(parts)  # outside inference mode: ordinary tensors, which a notebook may differentiate through
+    return _all_parts(parts)
 
 
 def encode_tokens(model: MatchingModel, tokens: list[list[int]], batch_size: int = 256,
@@ -104,13 +142,16 @@ def encode_tokens(model: MatchingModel, tokens: list[list[int]], batch_size: int
     """The Encoding of captions given as token ids, in their order, on the CPU. Encoded longest first: little padding."""
     order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
     parts = []
-    with evaluating(model, device) as where:
+    with evaluating(model, device) as where, _agreeing():
         for rows in _batches(order, batch_size, "captions", progress):
+            if not _is_ours(len(parts)):
+                parts.append(None)
+                continue
             ids, mask = pad_tokens([tokens[row] for row in rows])
             parts.append(model.encode_captions(ids.to(where), mask.to(where)).to("cpu"))
     back = torch.empty(len(order), dtype=torch.int64)
     back[torch.tensor(order)] = torch.arange(len(order))
-    return Encoding.cat(parts).map(lambda value: value[back])
+    return _all_parts(parts).map(lambda value: value[back])
 
 
 def encode_dataset(model: MatchingModel, dataset: ImageCaptionDataset, batch_size: int = 256,
@@ -145,6 +186,7 @@ def similarity_matrix(model: MatchingModel, images: Encoding, captions: Encoding
         raise InputError(f"{len(images)} images and {len(captions)} captions: at least one of each is needed")
     rows, columns = block_grid(model, images, captions, block_bytes)
     scores: Tensor | None = None
+    number = -1
     with evaluating(model, device) as where, tqdm(
         total=len(images) * len(captions), desc="score pairs", unit=" pairs", unit_scale=True, disable=not progress
     ) as bar:
@@ -152,16 +194,26 @@ def similarity_matrix(model: MatchingModel, images: Encoding, captions: Encoding
         for row in rows:
             block_images = images.select(row).to(where)
             for column in columns:
+                number += 1
+                if not _is_ours(number):
+                    continue
                 block = model.similarity(block_images, captions.select(column).to(where))
                 if block.shape != (len(block_images), len(column)):
                     raise InputError(f"{type(model).__name__}.similarity gave the shape {tuple(block.shape)} for "
                                      f"{len(block_images)} images and {len(column)} captions")
                 if scores is None:
-                    with torch.inference_mode(False):  # an ordinary tensor: the caller may do with it what he likes
-                        scores = torch.empty(len(images), len(captions), dtype=block.dtype)
+                    scores = _no_scores(images, captions, block.dtype)
                 scores[row, column] = block.cpu()
                 bar.update(block.numel())
+    if _together.get():
+        dtype = from_main(None if scores is None else scores.dtype)
+        scores = add_up(_no_scores(images, captions, dtype) if scores is None else scores)
     return scores
+
+
+def _no_scores(images: Encoding, captions: Encoding, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # an ordinary tensor: the caller may do with it what he likes
+        return torch.zeros(len(images), len(captions), dtype=dtype)
 
 
 def block_grid(model: MatchingModel, images: Encoding, captions: Encoding, block_bytes: int) -> tuple[list[slice], list[Tensor]]:

@@ -19,6 +19,7 @@ from itm_lib.data.dataset import Batch
 from itm_lib.data.pictures import Pixels
 from itm_lib.files import InputError
 from itm_lib.models.saving import FolderModel
+from itm_lib.processes import same_random
 
 
 @dataclass
@@ -193,6 +194,11 @@ class MatchingModel(nn.Module, FolderModel):
     def start_epoch(self, epoch: int) -> None:
         """Called by the trainer before epoch ``epoch`` (from 0), on resume too: warm-up and stages live here."""
 
+    @property
+    def parameters_rest(self) -> bool:
+        """Whether there are steps in which some parameters have no part in the loss, and get no gradient."""
+        return False
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimizer gets: groups of ``params``; ``lr_scale`` multiplies the learning rate, other keys are torch's."""
         return [{"params": list(self.parameters())}]
@@ -206,4 +212,5 @@ class MatchingModel(nn.Module, FolderModel):
             images, captions = gather(images), gather(captions)
             ids = gather(Encoding(embedding=image_ids)).embedding, gather(Encoding(embedding=caption_image_ids)).embedding
             image_ids, caption_image_ids = ids
-        return self.loss(images, captions, image_ids, caption_image_ids)
+        with same_random():  # from here on every process computes the same
+            return self.loss(images, captions, image_ids, caption_image_ids)

@@ -75,7 +75,7 @@ from itm_lib.models.base import Encoding
 from itm_lib.models.dropping import drop_fragments, drop_regions
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
 from itm_lib.models.hinge import HingeModel
-from itm_lib.models.layers import full_mask, masked_max, score_dtype
+from itm_lib.models.layers import BatchNorm1d, full_mask, masked_max, score_dtype
 from itm_lib.models.pretrained import Backbone, BertWords, WordsConfig
 
 Similarity = Literal["smooth_chamfer", "euclidean_smooth_chamfer", "chamfer", "mil", "match_probability"]
@@ -188,7 +188,7 @@ class RegionFeatures(nn.Module):
         hidden = max(1, dim // 2)
         self.linear = RegionProjection(config.region_dim, dim, config.image_projection)
         self.hidden, self.out = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.norm, self.dropout = nn.BatchNorm1d(hidden, momentum=config.norm_momentum), nn.Dropout(config.dropout)
+        self.norm, self.dropout = BatchNorm1d(hidden, momentum=config.norm_momentum), nn.Dropout(config.dropout)
 
     def forward(self, regions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         used = mask if self.masked else torch.ones_like(mask)

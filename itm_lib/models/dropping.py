@@ -9,14 +9,18 @@ from torch import Tensor
 
 from itm_lib.data.dataset import Batch
 from itm_lib.models.layers import full_mask
+from itm_lib.processes import widest
 
 UNKNOWN_WORD = 3             # of itm_lib.data.captions.Vocabulary: what a masked word becomes where there is no other mask
 MASKED, REPLACED = 0.5, 0.1  # of the dropped words; the rest is deleted
 
 
 def pack(values: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """What is kept of each row (n,F,...), in its order and from the start, 0 after it; and the mask (n,F'), F' the longest."""
-    width = int(keep.sum(1).max())
+    """What is kept of each row (n,F,...), in its order and from the start, 0 after it; and the mask (n,F'), F' the longest.
+
+    Of a share of a batch, F' is the longest of the whole batch.
+    """
+    width = widest(int(keep.sum(1).max()))
     order = keep.int().argsort(dim=1, descending=True, stable=True)[:, :width]
     rows = torch.arange(len(values), device=values.device)[:, None]
     mask = keep[rows, order]

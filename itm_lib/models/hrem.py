@@ -68,7 +68,7 @@ from itm_lib.models.base import Encoding
 from itm_lib.models.dropping import drop_fragments
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
 from itm_lib.models.hinge import HingeModel
-from itm_lib.models.layers import full_mask, l2norm, masked_mean, score_dtype
+from itm_lib.models.layers import BatchNorm1d, full_mask, l2norm, masked_mean, score_dtype
 from itm_lib.models.pretrained import BertWords, WordsConfig
 
 TINY = 1e-12        # lengths are clamped here
@@ -193,7 +193,7 @@ class RegionEncoder(nn.Module):
         super().__init__()
         self.masked, hidden = masked, max(1, embed_dim // 2)
         self.linear = RegionProjection(region_dim, embed_dim, kind)
-        self.hidden, self.norm, self.out = nn.Linear(region_dim, hidden), nn.BatchNorm1d(hidden), nn.Linear(hidden, embed_dim)
+        self.hidden, self.norm, self.out = nn.Linear(region_dim, hidden), BatchNorm1d(hidden), nn.Linear(hidden, embed_dim)
         for layer in (self.hidden, self.out):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -436,6 +436,10 @@ class HREM(HingeModel):
             first = nn.Sequential(nn.Linear(config.topk, config.topk), nn.ReLU(), nn.Linear(config.topk, 1))
             self.relevance = nn.ModuleDict({"i2t": first, "t2i": deepcopy(first)})  # both start alike
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def parameters_rest(self) -> bool:
+        return self.config.mechanism != "none" and self.config.relation_warmup > 0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """BERT at ``bert_lr_scale``, graph and relevance at ``graph_lr_scale`` of the learning rate."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from itm_lib.data.captions import BERT_FILES, WordPieces, pretrained_folder
 from itm_lib.files import InputError, one_line, read_json
 from itm_lib.models.hinge import GruConfig
+from itm_lib.models.layers import BatchNorm2d
 
 BACKBONE_FILES = ("config.json", "model*.safetensors*", "preprocessor_config.json")
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of red, green and blue
@@ -128,6 +129,10 @@ class Backbone(nn.Module):
         self.architecture = architecture
         for buffer, values in zip(("mean", "std"), normal):
             self.register_buffer(buffer, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
+        if batch_norm:
+            for module in self.model.modules():
+                if type(module) is nn.BatchNorm2d:
+                    module.__class__ = BatchNorm2d  # the same numbers; over all processes where there are several
         self.resizes = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
         self._try(size)
 

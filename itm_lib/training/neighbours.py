@@ -13,6 +13,7 @@ from itm_lib.data.dataset import ImageCaptionDataset
 from itm_lib.evaluation.scoring import encode_images, evaluating
 from itm_lib.files import InputError
 from itm_lib.models.base import MatchingModel
+from itm_lib.processes import from_main, is_main
 
 PICTURES_A_CLUSTER = 4  # in multiples of what a batch takes of one: the others of a cluster change from batch to batch
 
@@ -25,7 +26,8 @@ def number_of_clusters(images: int, size: int) -> int:
 def cluster_images(model: MatchingModel, dataset: ImageCaptionDataset, clusters: int, seed: int = 0) -> np.ndarray:
     """The cluster (I,) int64 of each image, by k-means of the embeddings that ``model`` gives them now.
 
-    A set of embeddings counts with its mean. The same model and seed give the same clusters: one thread, a fixed start.
+    A set of embeddings counts with its mean. The same model and seed give the same clusters: one thread, a fixed start. Of
+    several processes all must call it; the main one finds the clusters for all.
     Raises :class:`InputError` for a model without embeddings of pictures alone, and for more clusters than pictures.
     """
     if clusters > dataset.num_images:
@@ -34,7 +36,8 @@ def cluster_images(model: MatchingModel, dataset: ImageCaptionDataset, clusters:
     embedding = encode_images(model, dataset).embedding
     embedding = embedding.mean(1) if embedding.dim() == 3 else embedding
     with threadpool_limits(1):
-        found = MiniBatchKMeans(clusters, batch_size=1024, n_init=3, random_state=seed).fit_predict(embedding.float().numpy())
+        means = MiniBatchKMeans(clusters, batch_size=1024, n_init=3, random_state=seed)
+        found = from_main(means.fit_predict(embedding.float().numpy()) if is_main() else None)
     return found.astype(np.int64)
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -41,9 +42,11 @@ from tqdm import tqdm
 import itm_lib
 from itm_lib.data.dataset import ImageCaptionDataset, open_split
 from itm_lib.evaluation import evaluate
+from itm_lib.evaluation.scoring import over_all_processes
 from itm_lib.files import InputError, data_dir, nearest, read_json, write_json, write_text
 from itm_lib.models import MatchingModel, build_model, load_model, model_classes
 from itm_lib.models.base import ModelConfig, vocabulary_for
+from itm_lib.processes import all_or_none, from_main, is_main, main_first
 from itm_lib.training.config import PRACTICAL, TrainConfig, problem_line
 from itm_lib.training.state import History, differences, seed_everything, sole_use
 from itm_lib.training.trainer import BEST, HISTORY, LAST, Trainer
@@ -231,17 +234,23 @@ def run_recipe(recipe: Recipe, out_dir: str | Path, resume: bool = False, progre
 
     ``data``: the dataset folder, where ``recipe.data`` is prepared already. The test split is not opened here:
     :func:`itm_lib.evaluation.evaluate` does that, once, after every choice.
+
+    In several processes every one calls it, with the same arguments, and gets the Run; the main one prepares and writes.
     """
-    out_dir = Path(out_dir)
+    out_dir, progress = Path(out_dir), progress and is_main()
     pixels = recipe.plan[-1].config.pixels
-    folder = data if data is not None else recipe.data.prepare(progress, regions=pixels is None)
-    vocabulary = vocabulary_for(recipe.plan[-1].config)
-    train, val = (open_split(folder, split, vocabulary=vocabulary, pixels=pixels) for split in ("train", "val"))
+    with main_first():
+        folder = data if data is not None else recipe.data.prepare(progress, regions=pixels is None)
+        vocabulary = vocabulary_for(recipe.plan[-1].config)
+    with all_or_none():
+        train, val = (open_split(folder, split, vocabulary=vocabulary, pixels=pixels) for split in ("train", "val"))
     metadata: dict[str, Any] = {"recipe": recipe.resolved()}
     with sole_use(out_dir, ".stages.lock") if recipe.stages else contextlib.nullcontext():
-        (out_dir / DONE).unlink(missing_ok=True)
-        trainers = _trainers(recipe, train, val, out_dir, progress, on_epoch)
-        if recipe.stages and not resume:
+        if is_main():
+            (out_dir / DONE).unlink(missing_ok=True)
+        with all_or_none():
+            trainers = _trainers(recipe, train, val, out_dir, progress, on_epoch)
+        if recipe.stages and not resume and is_main():
             for trainer in reversed(trainers):  # no later stage may go on from where another run left it
                 (trainer.out_dir / LAST).unlink(missing_ok=True)
         for number, trainer in enumerate(trainers):
@@ -252,11 +261,15 @@ def run_recipe(recipe: Recipe, out_dir: str | Path, resume: bool = False, progre
             if trainer.stage:
                 done = {"stage": trainer.stage, "best_epoch": history.best["epoch"], **(start or {})}
                 metadata["stages"] = [*metadata.get("stages", []), done]
-            trainer.model.save_pretrained(trainer.out_dir / MODEL_FOLDER, train.vocabulary, dict(metadata))
-        write_text(out_dir / "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
+            if is_main():
+                _save_model(trainer, dict(metadata))
+        if is_main():
+            write_text(out_dir / "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
     histories = {trainer.stage: trainer.history for trainer in trainers if trainer.stage}
-    metrics = evaluate(trainer.model, folder, split="val")
-    write_json(out_dir / DONE, {"recipe": recipe.resolved(), "metrics": metrics})
+    with over_all_processes():
+        metrics = from_main(evaluate(trainer.model, folder, split="val"))
+    if is_main():
+        write_json(out_dir / DONE, {"recipe": recipe.resolved(), "metrics": metrics})
     return Run(trainer.model, history, metrics, out_dir, histories)
 
 
@@ -272,10 +285,10 @@ def run_seeds(recipe: Recipe, seeds: Iterable[int], out_dir: str | Path, resume:
     runs = []
     for seed in seeds:
         own, folder = recipe.seeded(seed), Path(out_dir) / f"seed{seed}"
-        if resume and (folder / DONE).is_file():
+        if from_main(resume and (folder / DONE).is_file()):
             runs.append(_finished(own, folder))
             continue
-        if progress and len(seeds) > 1:
+        if progress and is_main() and len(seeds) > 1:
             tqdm.write(f"seed {seed}, number {len(runs) + 1} of {len(seeds)}", file=sys.stderr)
         runs.append(run_recipe(own, folder, resume, progress, data=data))
     return runs
@@ -316,6 +329,13 @@ def _trainers(recipe: Recipe, train: ImageCaptionDataset, val: ImageCaptionDatas
         later = [(each.config.epochs * each.steps_per_epoch, each.config.evaluations()) for each in trainers[number + 1 :]]
         trainer.ahead = sum(steps for steps, _ in later), sum(evaluations for _, evaluations in later)
     return trainers
+
+
+def _save_model(trainer: Trainer, metadata: dict[str, Any]) -> None:
+    folder = trainer.out_dir / MODEL_FOLDER
+    for part in folder.glob(".saving-*"):  # of a write that a kill cut short
+        shutil.rmtree(part)
+    trainer.model.save_pretrained(folder, trainer.train.vocabulary, metadata)
 
 
 def shared_tensors(first: MatchingModel, second: MatchingModel) -> list[str]:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from itm_lib.files import InputError, read_jsonl, replace_atomically, write_jsonl
+from itm_lib.processes import from_all, is_main, on_main, rank
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,6 +98,7 @@ class Progress:
     position: int = 0             # steps done in the epoch that is under way
     step: int = 0                 # steps done in all
     best: float | None = None     # best value of the metric that selects
+    best_epoch: int | None = None  # epochs finished when it was found
     since_best: int = 0           # evaluations since then
     stopped: bool = False         # patience ran out
     seconds: float = 0.0
@@ -125,7 +127,7 @@ def random_state() -> dict[str, Any]:
         "python": [version, list(words), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of the device in use
     }
 
 
@@ -136,18 +138,30 @@ def set_random_state(state: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def save_checkpoint(path: Path, run: dict[str, Any], progress: Progress, history: History, **states: Any) -> None:
-    """Write everything that going on needs to ``path``, atomically. ``run`` says whose checkpoint it is."""
+    """Write everything that going on needs to ``path``, atomically. ``run`` says whose checkpoint it is.
+
+    All processes call it, for the states of their random numbers; the main one writes.
+    """
+    random_states = from_all(random_state())
+    if not is_main():
+        return
     content = {
         "format": FORMAT, "run": json.dumps(run), "progress": json.dumps(asdict(progress)), "history": json.dumps(history),
-        "random": random_state(), **states,
+        "random": random_states[0], "random_of_others": random_states[1:], **states,
     }
     with replace_atomically(path) as part:
         torch.save(content, part)
+
+
+def own_random_state(content: dict[str, Any]) -> dict[str, Any] | None:
+    """This process's state of the random numbers in a checkpoint; None if the run had fewer processes."""
+    states = [content["random"], *content.get("random_of_others", [])]
+    return states[rank()] if rank() < len(states) else None
 
 
 def load_checkpoint(path: Path, run: dict[str, Any]) -> tuple[Progress, History, dict[str, Any]]:
@@ -180,7 +194,16 @@ def differences(there: Any, here: Any, key: str = "") -> Iterator[tuple[str, Any
 
 @contextlib.contextmanager
 def sole_use(folder: Path, name: str = ".lock") -> Iterator[None]:
-    """Make ``folder`` and hold it; a second run on it raises :class:`InputError`. A killed run holds nothing."""
+    """Make ``folder`` and hold it; a second run on it raises :class:`InputError`. A killed run holds nothing.
+
+    Of several processes the main one holds it for all.
+    """
+    with on_main(_held(folder, name)):
+        yield
+
+
+@contextlib.contextmanager
+def _held(folder: Path, name: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / name)
     try:

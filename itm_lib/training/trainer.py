@@ -1,7 +1,8 @@
 """The trainer: a model, its train and val split, a TrainConfig and a folder; best weights on val come out.
 
 Files in the folder: ``history.jsonl``, ``best.safetensors`` (weights of the best epoch), ``last.pt`` (checkpoint to go on
-from). accelerate chooses the device and does mixed precision; the loop, the checkpoints and the checks are here.
+from). accelerate chooses the device, does mixed precision and averages the gradients of several processes; the loop, the
+checkpoints and the checks are here. itm_lib.training.distributed says how several processes share the work.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
@@ -25,10 +27,12 @@ from tqdm import tqdm
 
 from itm_lib.data.dataset import Batch, BatchSampler, ImageCaptionDataset, collate
 from itm_lib.evaluation.ranking import RetrievalMetrics, map_at_r
-from itm_lib.evaluation.scoring import encode_dataset, evaluating, similarity_matrix
+from itm_lib.evaluation.scoring import encode_dataset, evaluating, over_all_processes, similarity_matrix
 from itm_lib.files import InputError, nearest, replace_atomically
 from itm_lib.models.base import MatchingModel, check_token_kind
+from itm_lib.processes import Share, all_or_none, barrier, from_main, is_main, rank, sharing, world_size
 from itm_lib.training.config import PRACTICAL, TrainConfig, frozen, frozen_parameters, learning_rate, make_optimizer
+from itm_lib.training.distributed import Part, gather_encoding, part_of, seed_of
 from itm_lib.training.monitor import Curves, Monitor
 from itm_lib.training.neighbours import check_embeddings, cluster_images, number_of_clusters
 from itm_lib.training.state import (
@@ -37,6 +41,7 @@ from itm_lib.training.state import (
     Sums,
     cpu_weights,
     load_checkpoint,
+    own_random_state,
     save_checkpoint,
     seed_everything,
     set_random_state,
@@ -51,14 +56,15 @@ SAME = 1e-6             # scores that differ by less are the same
 
 
 class _Batches(Dataset):
-    """The dataset as the loader sees it: a list of caption rows in, a Batch in the model's layout out; pictures as ``augment``,
-    seed and epoch, changes them."""
+    """The dataset as the loader sees it: a list of caption rows in, this process's Part of that batch in the model's layout out;
+    pictures as ``augment``, seed and epoch, changes them."""
 
     def __init__(self, dataset: ImageCaptionDataset, layout: str, augment: tuple[int, int]):
         self.dataset, self.layout, self.augment = dataset, layout, augment
+        self.process, self.processes = rank(), world_size()  # asked here: a loader's process is none of them
 
-    def __getitem__(self, captions: list[int]) -> Batch:
-        return collate(self.dataset, captions, self.layout, self.augment)
+    def __getitem__(self, captions: list[int]) -> Part:
+        return part_of(self.dataset, captions, self.layout, self.augment, self.process, self.processes)
 
 
 class Trainer:
@@ -68,7 +74,8 @@ class Trainer:
 
     ``progress=False`` draws no bar. ``on_epoch(history)`` is called after every epoch; a notebook draws with it. ``stage``: the
     name of this run among a recipe's stages; the bar and the history's rows show it.
-    Parameters that ``config.freeze`` names keep their values, to the bit. Raises :class:`InputError` for another split than
+    In several processes every one makes the same Trainer and calls ``fit``; the main process alone writes, draws and calls
+    ``on_epoch``. Parameters that ``config.freeze`` names keep their values, to the bit. Raises :class:`InputError` for another split than
     train and val, for splits that share pictures, for data that does not fit the model, and for freezing what it lacks.
     """
 
@@ -79,10 +86,11 @@ class Trainer:
         check_metric(config.select_by, val)
         frozen_parameters(model, config.freeze)
         told = model.use_vocabulary(train.vocabulary)
+        progress = progress and is_main()
         if told and progress:
             tqdm.write(told, file=sys.stderr)
         self.model, self.train, self.val, self.config = model, train, val, config
-        self.out_dir, self.progress_bar, self.on_epoch = Path(out_dir), progress, on_epoch
+        self.out_dir, self.progress_bar, self.on_epoch = Path(out_dir), progress, on_epoch if is_main() else None
         self.sampler = BatchSampler(train, config.batch_size, model.batch_layout, config.seed)
         if config.neighbour_images:
             check_embeddings(model, train)
@@ -100,13 +108,14 @@ class Trainer:
         """Train to the end, load the best weights into the model and return the history.
 
         ``resume=True`` goes on from the folder's last checkpoint, if there is one, and ends with the very weights of an
-        uninterrupted run; otherwise what the folder holds of an earlier run is replaced. ``start`` says where the model's
-        weights come from: a row of the history, and a checkpoint with another one is refused.
+        uninterrupted run; otherwise what the folder holds of an earlier run is replaced. With another number of processes a run
+        goes on too, on the same batches; sums are then rounded, and random numbers drawn, in another way.
+        ``start`` says where the model's weights come from: a row of the history, and a checkpoint with another one is refused.
         """
         self.start = start
         held = () if self.config.freeze_epochs else self.config.freeze
         with sole_use(self.out_dir), frozen(self.model, held):
-            self._accelerator = make_accelerator(self.config.precision)
+            self._accelerator = make_accelerator(self.config.precision, self.model.parameters_rest)
             try:
                 self._start(resume)
                 steps = self.config.epochs * self.steps_per_epoch - self.state.step
@@ -125,20 +134,23 @@ class Trainer:
     def _start(self, resume: bool) -> None:
         self.state, self.history = Progress(), History()
         self.sampler.group(None)
-        for part in self.out_dir.glob(".*.part"):  # of a write that a kill cut short
-            part.unlink()
-        seed_everything(self.config.seed)
+        if is_main():
+            for part in self.out_dir.glob(".*.part"):  # of a write that a kill cut short
+                part.unlink()
+        seed_everything(seed_of(self.config.seed, rank()))
         optimizer = make_optimizer(self.model, self.config)
         self._wrapped, self._optimizer = self._accelerator.prepare(self.model, optimizer)
-        if resume and (self.out_dir / LAST).is_file():
-            self._restore()
-            self._curves = Curves(self.out_dir, self.state.step, fresh=False) if self.config.tensorboard else None
-        else:
-            for name in (LAST, BEST, HISTORY):
-                (self.out_dir / name).unlink(missing_ok=True)
-            self._curves = Curves(self.out_dir) if self.config.tensorboard else None
-            if self.start:
-                self._add_row("start", **self.start)
+        goes_on = from_main(resume and (self.out_dir / LAST).is_file())
+        with all_or_none():
+            if goes_on:
+                self._restore()
+            elif is_main():
+                for name in (LAST, BEST, HISTORY):
+                    (self.out_dir / name).unlink(missing_ok=True)
+            if self.config.tensorboard and is_main():
+                self._curves = Curves(self.out_dir, self.state.step, fresh=not goes_on)
+        if self.start and not goes_on:
+            self._add_row("start", **self.start)
         self._since = time.monotonic() - self.state.seconds
 
     def _restore(self) -> None:
@@ -149,7 +161,15 @@ class Trainer:
             self._accelerator.scaler.load_state_dict(states["scaler"])
         if len(states["neighbours"]):
             self.sampler.group(states["neighbours"].numpy(), self.config.neighbour_images)
-        set_random_state(states["random"])
+        random_state = own_random_state(states)
+        if random_state is None:
+            seed_everything(seed_of(self.config.seed, rank(), self.state.step))
+        else:
+            set_random_state(random_state)
+        if is_main():  # a kill may have come between the checkpoint and these files
+            if self.state.position == 0 and self.state.best_epoch == self.state.epoch:
+                self._write_best()
+            self.history.save(self.out_dir / HISTORY)
 
     def _run(self) -> dict[str, Any]:
         """What a checkpoint must agree in to be of this run."""
@@ -172,13 +192,15 @@ class Trainer:
 
     def _load_best(self) -> None:
         path = self.out_dir / BEST
+        barrier()  # the main process may be writing them
         if self.state.best is None:
             return
-        try:
-            self.model.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            why = str(error).split("\n")[0][:100]
-            raise InputError(f"{path}, the best weights of this run, cannot be read ({why}): train again") from None
+        with all_or_none():
+            try:
+                self.model.load_state_dict(load_file(path))
+            except (OSError, SafetensorError, RuntimeError) as error:
+                why = str(error).split("\n")[0][:100]
+                raise InputError(f"{path}, the best weights of this run, cannot be read ({why}): train again") from None
 
     # --- one epoch, one step ----------------------------------------------------------------------------------------
 
@@ -187,8 +209,8 @@ class Trainer:
         if not self.state.position:
             self._find_neighbours()
         self._wrapped.train()
-        for batches in self._steps():
-            self._step(batches)
+        for parts in self._steps():
+            self._step(parts)
             if self.state.step % self.config.save_every == 0 and self.state.position < self.steps_per_epoch:
                 self._save()
         self._end_epoch()
@@ -197,12 +219,12 @@ class Trainer:
         """In the epochs that are for it, cluster the pictures; the batches that follow are made of neighbours."""
         begin = self.config.first_neighbour_epoch
         if begin is not None and self.state.epoch >= begin and (self.state.epoch - begin) % self.config.neighbour_refresh == 0:
-            with self._monitor.pause():
+            with self._monitor.pause(), over_all_processes():
                 labels = cluster_images(self.model, self.train, self.clusters, self.config.seed)
             self.sampler.group(labels, self.config.neighbour_images)
 
     def _steps(self):
-        """The batches of each step that the epoch still has, in lists of ``accumulate``."""
+        """This process's Parts of the batches of each step that the epoch still has, in lists of ``accumulate``."""
         self.sampler.set_epoch(self.state.epoch)
         size = self.config.accumulate
         rows = list(self.sampler)[self.state.position * size :]
@@ -211,13 +233,15 @@ class Trainer:
         loader = iter(DataLoader(data, sampler=rows, batch_size=None,
                                  num_workers=self.config.num_workers, generator=torch.Generator().manual_seed(0)))
         for first in range(0, len(rows), size):
-            yield [next(loader) for _ in rows[first : first + size]]
+            with all_or_none():
+                parts = [next(loader) for _ in rows[first : first + size]]
+            yield parts
 
-    def _step(self, batches: list[Batch]) -> None:
+    def _step(self, parts: list[Part]) -> None:
         lr = learning_rate(self.config, self.state.step, self.steps_per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        terms = self._backward(batches)
+        terms = self._backward(parts)
         self._hold_back()
         if self.config.clip:
             trained = [each for group in self._optimizer.param_groups for each in group["params"]]
@@ -230,9 +254,9 @@ class Trainer:
         self._optimizer.zero_grad()
         self.state.step += 1
         self.state.position += 1
-        self._monitor.step(sum(len(batch.caption_ids) for batch in batches))
+        self._monitor.step(sum(len(part.captions) for part in parts))
         self._record(terms, lr)
-        self._watch(batches[-1], terms)
+        self._watch(parts[-1], terms)
 
     def _hold_back(self) -> None:
         """In the first ``freeze_epochs`` epochs what ``freeze`` names gets no gradient, so that no optimizer touches it."""
@@ -240,21 +264,29 @@ class Trainer:
             for parameter in frozen_parameters(self.model, self.config.freeze).values():
                 parameter.grad = None
 
-    def _backward(self, batches: list[Batch]) -> dict[str, float]:
-        """Gradients of the mean loss over ``batches``; the mean of each term, and of the collapsed model's loss."""
+    def _backward(self, parts: list[Part]) -> dict[str, float]:
+        """Gradients of the mean loss over the batches; the mean of each term, and of the collapsed model's loss."""
         sums = Sums()
-        for number, batch in enumerate(batches):
-            batch = batch.to(self._accelerator.device)
-            last = number == len(batches) - 1
-            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._wrapped):
-                terms = self._wrapped(batch)
-                self._accelerator.backward(terms["loss"] / len(batches))
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._wrapped), self._shared(part, number) as gather:
+                terms = self._wrapped(part.batch.to(self._accelerator.device), **gather)
+                self._accelerator.backward(terms["loss"] / len(parts))
             values = {name: float(value.detach()) for name, value in terms.items()}
             if not math.isfinite(values["loss"]):
                 self._stop(f"the loss became {values['loss']}")
-            collapsed = self.model.collapsed_loss(len(batch.image_ids), len(batch.caption_ids))
+            collapsed = self.model.collapsed_loss(part.images, len(part.captions))
             sums.add(values if collapsed is None else {**values, "collapsed_loss": collapsed})
         return sums.means()
+
+    @contextlib.contextmanager
+    def _shared(self, part: Part, number: int) -> Iterator[dict[str, Any]]:
+        """Where there are several processes, the model knows inside that it sees a share; yields what ``forward`` needs besides."""
+        if world_size() == 1:
+            yield {}
+            return
+        with sharing(Share(part.counted, seed_of(self.config.seed, 0, self.state.step, number))):
+            yield {"gather": gather_encoding}
 
     def _stop(self, what: str) -> None:
         kept = f"; the checkpoint before it is kept in {self.out_dir / LAST}" if (self.out_dir / LAST).is_file() else ""
@@ -295,29 +327,35 @@ class Trainer:
         if self.config.evaluates(self.state.epoch):
             with self._monitor.pause(evaluation=True):
                 metrics = self._evaluate()
-            metrics["best"] = self._keep_if_best(metrics[self.config.select_by])
+            metrics["best"] = self._is_best(metrics[self.config.select_by])
         self.state.seconds = time.monotonic() - self._since
         self.state.epoch, self.state.position = done, 0
         self._add_row("epoch", **self.state.whole.means(), **metrics, **self._monitor.epoch(),
                       seconds=round(self.state.seconds, 3))
         self.state.whole = Sums()
         self._save()
+        if metrics.get("best") and is_main():
+            self._write_best()  # after the checkpoint, which has them too: see _restore
         if self.on_epoch:
             self.on_epoch(self.history)
 
     def _evaluate(self) -> dict[str, float]:
-        images, captions = encode_dataset(self.model, self.val)
-        return validation_metrics(similarity_matrix(self.model, images, captions), self.val)
+        with over_all_processes():
+            scores = similarity_matrix(self.model, *encode_dataset(self.model, self.val))
+        return from_main(validation_metrics(scores, self.val))
 
-    def _keep_if_best(self, value: float) -> bool:
+    def _is_best(self, value: float) -> bool:
+        """Whether the model is the best so far, and what follows from it."""
         if self.state.best is not None and value <= self.state.best:
             self.state.since_best += 1
             self.state.stopped = self.config.patience is not None and self.state.since_best >= self.config.patience
             return False
-        self.state.best, self.state.since_best = value, 0
+        self.state.best, self.state.best_epoch, self.state.since_best = value, self.state.epoch + 1, 0
+        return True
+
+    def _write_best(self) -> None:
         with replace_atomically(self.out_dir / BEST) as part:
             save_file(cpu_weights(self.model), part)
-        return True
 
     def _save(self) -> None:
         if self._curves:
@@ -332,11 +370,12 @@ class Trainer:
         save_checkpoint(self.out_dir / LAST, self._run(), self.state, self.history, neighbours=torch.as_tensor(labels),
                         model=self.model.state_dict(),
                         optimizer=self._optimizer.state_dict(), scaler=None if scaler is None else scaler.state_dict())
-        self.history.save(self.out_dir / HISTORY)
+        if is_main():
+            self.history.save(self.out_dir / HISTORY)
 
     # --- collapse ---------------------------------------------------------------------------------------------------
 
-    def _watch(self, batch: Batch, terms: dict[str, float]) -> None:
+    def _watch(self, part: Part, terms: dict[str, float]) -> None:
         """Warn once if for half an epoch the loss is a collapsed model's, and a batch's scores are all alike and grow no
         further apart: at the start of a run that learns they are alike, too. Scores that are the very same at the wrong
         level, as a saturated sigmoid's, have a higher loss and no gradient: they are told as well."""
@@ -346,13 +385,13 @@ class Trainer:
         ratios.append(terms["loss"] / terms["collapsed_loss"])
         level = sum(ratios) / len(ratios)
         if len(ratios) == window // 2:
-            self.state.spread = self._spread(batch) if level > 1 - COLLAPSE_LEVEL else None
+            self.state.spread = self._spread(part) if level > 1 - COLLAPSE_LEVEL else None
         if len(ratios) < window:
             return
         ratios.clear()
         if level <= 1 - COLLAPSE_LEVEL or self.state.spread is None:
             return
-        spread, above = self._spread(batch), level > 1 + COLLAPSE_LEVEL
+        spread, above = self._spread(part), level > 1 + COLLAPSE_LEVEL
         if spread > SAME and (above or spread > min(COLLAPSE_SPREAD, 2 * self.state.spread)):
             return
         self.state.warned = True
@@ -361,9 +400,13 @@ class Trainer:
                    f"pair the same, and the scores of a batch spread by {spread:.1g}; try a lower lr, more warm-up "
                    f"(model.warmup_epochs, train.warmup_steps), or a smaller batch")
         self._add_row("warning", message=message)
-        tqdm.write(message, file=sys.stderr)
+        if is_main():
+            tqdm.write(message, file=sys.stderr)
 
-    def _spread(self, batch: Batch) -> float:
+    def _spread(self, part: Part) -> float:
+        batch = part.batch
+        if world_size() > 1:  # every process looks at the whole batch, so that all decide alike
+            batch = collate(self.train, part.captions, self.model.batch_layout, (self.config.seed, self.state.epoch))
         return score_spread(self.model, batch.to(self._accelerator.device))
 
     def _warming_up(self) -> bool:
@@ -430,12 +473,16 @@ def score_spread(model: MatchingModel, batch: Batch) -> float:
     return float(rest.std() / scores.abs().mean().clamp(min=1.0))
 
 
-def make_accelerator(precision: str) -> Accelerator:
-    """accelerate on the device there is. Its precision is global: another one needs its state cleared first."""
+def make_accelerator(precision: str, parameters_rest: bool = False) -> Accelerator:
+    """accelerate on the device there is. Its precision is global: another one needs its state cleared first.
+
+    ``parameters_rest``: see :class:`MatchingModel`; several processes must know, or they wait for gradients that never come.
+    """
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     try:
-        accelerator = Accelerator(mixed_precision=precision)
+        handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if parameters_rest else None
+        accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
     except ValueError as error:
         raise InputError(f"precision {precision} does not work here ({error}): use bf16 or no") from None
     if accelerator.native_amp != (precision != "no"):  # accelerate would go on in float32 without a word

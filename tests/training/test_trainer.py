@@ -424,7 +424,7 @@ def test_precision_of_one_run_does_not_leak_into_the_next(splits, tmp_path):
 def fp16_on_cpu(monkeypatch):
     """accelerate keeps fp16 and its loss scaling to GPUs; torch has both on the CPU too, so that they can be tested."""
 
-    def make_accelerator(precision):
+    def make_accelerator(precision, parameters_rest=False):
         AcceleratorState._reset_state()
         accelerator = Accelerator(mixed_precision="fp16", cpu=True)
         accelerator.native_amp = True
