@@ -82,6 +82,11 @@ class Monitor:
                 self.evaluations -= 1
 
     @property
+    def last_pairs(self) -> int:
+        """Pairs of the latest step."""
+        return self._recent[-1][1]
+
+    @property
     def pairs_per_second(self) -> float | None:
         """Over the last steps; None before the first."""
         seconds = sum(each for each, _ in self._recent)
