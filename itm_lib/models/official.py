@@ -151,6 +151,7 @@ BERT_MASK = 103  # the id of [MASK] in the vocabulary of bert-base-uncased
 
 OPTION_KEYS = ("opt", "args")  # where a checkpoint has the authors' options
 BERT = "bert-base-uncased"     # whose word pieces HREM reads
+TORCH_MAGIC = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")  # at the start of files of torch before 1.6
 
 
 def load_official(path_or_state: Any, method: str, config: Mapping[str, Any] | None = None,
@@ -250,9 +251,11 @@ def read_options(source: str | Path | Mapping[str, Any] | None) -> dict[str, Any
             raise InputError(f"{path} is not valid YAML ({one_line(error)}): mend it") from None
         found = found.get("common", found) if isinstance(found, dict) else found  # CAMP's files have all of them in there
     else:
-        try:
+        with open(path, "rb") as file:
+            start = file.read(32)
+        if start.startswith(b"PK") or TORCH_MAGIC in start:
             found = read_torch_file(path)
-        except InputError:
+        else:
             plain = (dict, list, tuple, str, int, float, bool, type(None))
             found = read_plain_pickle(path, ("argparse.Namespace",), "a file of options", plain)
         found = next((found[key] for key in OPTION_KEYS if key in found), found) if isinstance(found, Mapping) else found
