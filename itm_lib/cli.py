@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -14,7 +15,8 @@ from pydantic import ValidationError
 from itm_lib.files import InputError, data_dir, nearest, project_root, validation_line
 
 if TYPE_CHECKING:
-    from itm_lib.evaluation.report import Result
+    from itm_lib.evaluation.report import Metric, Result
+    from itm_lib.training.recipe import Run
 
 # Modules that take seconds to import (torch, papermill) are imported inside the command that needs them.
 
@@ -111,18 +113,78 @@ def data_check(
         print(line)
 
 
+@data_app.command("prepare")
+def data_prepare(
+    name: Annotated[str, typer.Argument(help="flickr30k or coco")],
+    source: Annotated[Path | None, typer.Option(help="folder of the features: SCAN's archive, a .tsv file, or a folder of arrays; without it, what to get and where")] = None,
+    captions: Annotated[Path | None, typer.Option(help="Karpathy's dataset_flickr30k.json or dataset_coco.json; SCAN's archive has its own")] = None,
+    out: Annotated[Path | None, typer.Option(help="the dataset folder to make; default: NAME in data/")] = None,
+    part: Annotated[bool, typer.Option("--part", help="accept less than the whole dataset")] = False,
+) -> None:
+    """Make a dataset folder of published features and captions, and check its sizes. A stopped import goes on where it was."""
+    from itm_lib.data import importers
+    from itm_lib.runner import shown
+
+    if source is None:
+        print(importers.instructions(name))
+        return
+    print(shown(importers.prepare(name, source, out or data_dir() / name, captions=captions, part=part)))
+
+
+SeedsOption = Annotated[list[int] | None, typer.Option(min=0, help="train once a seed, each into OUT/seed<k>: --seeds 0 1 2")]
+
+
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="a recipe file, or the name of one that comes with itm_lib")],
-    out: Annotated[Path, typer.Option(help="folder of the run: the model, its history, and its state for going on")],
+    recipe: Annotated[str, typer.Argument(help="a recipe file, or the name of one that comes with itm_lib: see 'itm recipes'")],
+    out: Annotated[Path | None, typer.Option(help="folder of the run: the model, its history, and its state for going on")] = None,
+    data: Annotated[Path | None, typer.Option(help="the dataset folder, in place of the recipe's")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe: train.epochs=5, stages.NAME.train.lr=1e-3")] = None,
+    seeds: SeedsOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of going on with the run in --out")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="take three steps, print memory, steps and hours of the whole, write nothing")] = False,
 ) -> None:
-    """Train a model by a recipe, stage by stage if it has stages, and measure it on val. A stopped run goes on, with the same numbers."""
-    from itm_lib.training.recipe import load_recipe, run_recipe
+    """Train a model by a recipe, stage by stage if it has stages, and measure it on val. A stopped run goes on, with the same numbers.
 
-    run = run_recipe(load_recipe(recipe, override or []), out, resume=not fresh)
-    _print_metrics(run.metrics)
+    In several processes: torchrun --nproc_per_node 4 -m itm_lib.cli train ...; batch_size stays that of all together.
+    """
+    from itm_lib.training.recipe import load_recipe, run_recipe, run_seeds
+
+    loaded = load_recipe(recipe, override or [], data)
+    if dry_run:
+        from itm_lib.training.dry_run import dry_run as measure
+
+        print(measure(loaded).table())
+        return
+    if out is None:
+        raise InputError("no --out: give the folder of the run")
+    if seeds:
+        _print_runs(run_seeds(loaded, seeds, out, resume=not fresh))
+    else:
+        run = run_recipe(loaded, out, resume=not fresh)
+        if _first_process():
+            _print_metrics(run.metrics)
+
+
+def _print_runs(runs: list[Run]) -> None:
+    from itm_lib.evaluation.report import Metric
+
+    if _first_process():
+        for name in runs[0].metrics:
+            print(f"{name:24} {Metric.of([run.metrics[name] for run in runs]).shown_as(name):>16}")
+
+
+def _first_process() -> bool:
+    """Whether this is the one of a run's processes that speaks; torchrun and accelerate number them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with itm_lib."""
+    from itm_lib.training.recipe import recipe_names
+
+    print("\n".join(recipe_names()))
 
 
 @app.command()
@@ -141,27 +203,32 @@ def sweep(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="a model folder")],
+    models: Annotated[list[str], typer.Argument(help="a model folder, or a run's; several: the seeds of one recipe")],
     data: Annotated[Path, typer.Option(help="a dataset folder")],
     split: Annotated[str, typer.Option(help="train, val or test")] = "test",
+    ensemble: Annotated[bool, typer.Option("--ensemble", help="average the models' scores; files of scores count as models")] = False,
     out: Annotated[Path | None, typer.Option(help="write the result to this JSON file too")] = None,
     save_scores: Annotated[Path | None, typer.Option(help="keep the score matrix and its ids: FILE.npy or FILE.safetensors")] = None,
 ) -> None:
     """Measure a model on one split of a dataset: recalls, rsum and what else the dataset allows."""
-    from itm_lib.evaluation import evaluate as measure
-    from itm_lib.evaluation.report import Result, write_result
-    from itm_lib.models import load_model
+    from itm_lib.evaluation import evaluate_ensemble_runs, evaluate_runs
+    from itm_lib.evaluation.report import write_result
 
-    start = time.monotonic()
-    loaded, _ = load_model(model)
-    metrics = measure(loaded, data, split, progress=True, scores_file=save_scores)
+    names = [Path(name).name if Path(name).is_absolute() else name for name in models]
+    command = shlex.join(["itm", "evaluate", *names, "--data", data.name, "--split", split, *(["--ensemble"] if ensemble else [])])
+    measure = evaluate_ensemble_runs if ensemble else evaluate_runs
+    result = measure(models, data, split, progress=True, scores_file=save_scores, command=command)
     if out:
-        recipe = (loaded.metadata or {}).get("recipe", {})
-        write_result(out, Result.from_runs(
-            [metrics], seeds=[recipe.get("train", {}).get("seed", 0)], model=model.resolve().name, dataset=data.resolve().name,
-            split=split, profile="", config=recipe, command=f"itm evaluate {model.name} --data {data.name} --split {split}", seconds=time.monotonic() - start,
-        ))
-    _print_metrics(metrics)
+        write_result(out, result)
+    for name, metric in result.metrics.items():
+        print(f"{name:24} {_number(name, metric):>8}")
+
+
+def _number(name: str, metric: Metric) -> str:
+    """Two decimals of one seed's number; of several seeds mean and spread, as tables have them."""
+    from itm_lib.evaluation.report import is_fraction
+
+    return f"{metric.mean:.2f}" if metric.sd is None and not is_fraction(name) else metric.shown_as(name)
 
 
 def _print_metrics(metrics: dict[str, float]) -> None:
@@ -169,6 +236,28 @@ def _print_metrics(metrics: dict[str, float]) -> None:
 
     for name, value in metrics.items():
         print(f"{name:24} {fraction(value) if is_fraction(name) else format(value, '.2f'):>8}")
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint as the authors' code saved it")],
+    method: Annotated[str, typer.Option(help="scan, camp, hrem or dive")],
+    out: Annotated[Path, typer.Option(help="the model folder to write")],
+    vocabulary: Annotated[Path | None, typer.Option(help="the authors' vocabulary, .json or .pkl; of HREM's BERT, its folder")] = None,
+    options: Annotated[Path | None, typer.Option(help="JSON file of settings that the checkpoint does not hold")] = None,
+    row: Annotated[str | None, typer.Option(help="the row of the papers' tables that it is: \"flickr30k/t-i AVG\"")] = None,
+) -> None:
+    """Turn a checkpoint of the authors' into a model folder that every command reads; scores stay the authors'."""
+    from itm_lib.models.official import convert_official
+    from itm_lib.runner import shown
+
+    paper = None
+    if row:
+        dataset, slash, variant = row.partition("/")
+        if not (slash and variant):
+            raise InputError(f"cannot read --row {row!r}: write it as dataset/variant, for example 'flickr30k/t-i AVG'")
+        paper = {"dataset": dataset, "variant": variant, "settings": "published"}
+    print(shown(convert_official(checkpoint, method, out, vocabulary=vocabulary, options=options, paper=paper)))
 
 
 @app.command()
@@ -232,7 +321,7 @@ def ground_truths(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors of the user's end with one line on stderr and exit code 2."""
     try:
-        app(arguments, prog_name="itm")
+        app(one_each("--seeds", sys.argv[1:] if arguments is None else arguments), prog_name="itm")
     except InputError as error:
         _stop(str(error), 2)
     except ValidationError as error:
@@ -241,8 +330,18 @@ def main(arguments: list[str] | None = None) -> None:
         _stop("stopped", 130)
 
 
+def one_each(option: str, arguments: list[str]) -> list[str]:
+    """``--seeds 0 1 2`` as the command line's parser wants it: the option before every number."""
+    spread: list[str] = []
+    for argument in arguments:
+        more = len(spread) > 1 and spread[-2] == option and spread[-1].isdecimal() and argument.isdecimal()
+        spread += [option, argument] if more else [argument]
+    return spread
+
+
 def _stop(line: str, code: int) -> NoReturn:
-    print(f"itm: {' '.join(line.split())}", file=sys.stderr)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine, not once a process
+        print(f"itm: {' '.join(line.split())}", file=sys.stderr)
     raise SystemExit(code)
 
 

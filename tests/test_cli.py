@@ -61,7 +61,7 @@ def test_help_names_every_command_and_loads_nothing_heavy():
     script = "import sys\nfrom itm_lib import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nassert not {'torch', 'papermill', 'pandas'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("course", "data", "train", "sweep", "evaluate", "report", "ground-truths"):
+    for command in ("course", "data", "train", "recipes", "sweep", "evaluate", "convert", "report", "ground-truths"):
         assert f"  {command} " in done.stdout
 
 
@@ -202,3 +202,57 @@ def test_fractions_are_printed_however_small(capsys):
     cli._print_metrics({"rsum": 500.0, "gate_positive": 0.97, "gate_negative": 2.7e-9})
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["rsum", "500.00"], ["gate_positive", "0.970"], ["gate_negative", "2.7e-09"]]
+
+
+def test_seeds_may_follow_one_option():
+    assert cli.one_each("--seeds", ["train", "x", "--seeds", "0", "1", "2", "--out", "y"]) == [
+        "train", "x", "--seeds", "0", "--seeds", "1", "--seeds", "2", "--out", "y"]
+    assert cli.one_each("--seeds", ["--seeds", "3", "--set", "a.b=1", "4"]) == ["--seeds", "3", "--set", "a.b=1", "4"]
+
+
+def test_seeds_of_a_recipe_and_their_ensemble(itm, folder, tmp_path):
+    write_text(tmp_path / "recipe.yaml", RECIPE.format(folder="elsewhere"))
+    for name, dim in (("small", 8), ("large", 12)):
+        code, out, err = itm("train", tmp_path / "recipe.yaml", "--data", folder, "--out", tmp_path / name, "--seeds", 0, 1,
+                             "--set", "train.epochs=1", "--set", f"model.embed_dim={dim}")
+        assert code == 0 and " ± " in next(line for line in out.splitlines() if line.startswith("rsum")), err
+    result = tmp_path / "small.json"
+    code, out, err = itm("evaluate", tmp_path / "small", "--data", folder, "--split", "val", "--out", result)
+    assert code == 0, err
+    stored = read_results(result)[0]
+    assert (stored.seeds, stored.model) == ([0, 1], "small") and stored.command == f"itm evaluate small --data {folder.name} --split val"
+    assert f"{'rsum':24} {stored.metrics['rsum'].shown_as('rsum'):>8}" in out.splitlines()
+    code, out, err = itm("evaluate", tmp_path / "small", tmp_path / "large", "--data", folder, "--split", "val", "--ensemble", "--out", result)
+    assert code == 0, err
+    assert read_results(result)[0].model == "small + large" and read_results(result)[0].seeds == [0, 1]
+    code, _, err = itm("evaluate", tmp_path / "small", tmp_path / "large", "--data", folder, "--split", "val")
+    assert code == 2 and "average them with --ensemble" in err and err.count("\n") == 1
+
+
+def test_training_needs_a_folder_unless_it_is_a_dry_run(itm, folder, tmp_path):
+    write_text(tmp_path / "recipe.yaml", RECIPE.format(folder=folder.as_posix()))
+    assert itm("train", tmp_path / "recipe.yaml") == (2, "", "itm: no --out: give the folder of the run\n")
+    code, out, err = itm("train", tmp_path / "recipe.yaml", "--dry-run")
+    assert code == 0 and "steps" in out and "memory" in out, err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
+
+
+def test_only_the_first_process_speaks(itm, folder, tmp_path, monkeypatch):
+    write_text(tmp_path / "recipe.yaml", RECIPE.format(folder="nowhere"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert itm("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run") == (2, "", "")
+
+
+def test_recipes_and_how_to_get_data(itm):
+    code, out, _ = itm("recipes")
+    assert code == 0 and {"embedded/vse", "flickr30k/scan_ti_avg", "coco/dive_grid_bert"} <= set(out.splitlines())
+    code, out, _ = itm("data", "prepare", "flickr30k")
+    assert code == 0 and "Flickr30K" in out
+    code, _, err = itm("data", "prepare", "flickr31k")
+    assert code == 2 and "flickr30k" in err and err.count("\n") == 1
+
+
+def test_convert_says_what_a_row_is(itm):
+    code, _, err = itm("convert", "nowhere.pth", "--method", "scan", "--out", "x", "--row", "t-i AVG")
+    assert code == 2 and "flickr30k/t-i AVG" in err
+    assert itm("convert", "nowhere.pth", "--method", "scan", "--out", "x") == (2, "", "itm: no checkpoint nowhere.pth: check the path\n")
