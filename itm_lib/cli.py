@@ -116,19 +116,22 @@ def data_check(
 @data_app.command("prepare")
 def data_prepare(
     name: Annotated[str, typer.Argument(help="flickr30k or coco")],
-    source: Annotated[Path | None, typer.Option(help="folder of the features: SCAN's archive, a .tsv file, or a folder of arrays; without it, what to get and where")] = None,
+    source: Annotated[Path | None, typer.Option(help="the features: SCAN's archive, a .tsv file, or a folder of one array a picture")] = None,
     captions: Annotated[Path | None, typer.Option(help="Karpathy's dataset_flickr30k.json or dataset_coco.json; SCAN's archive has its own")] = None,
+    images: Annotated[Path | None, typer.Option(help="folder of the pictures, for models that read pixels")] = None,
     out: Annotated[Path | None, typer.Option(help="the dataset folder to make; default: NAME in data/")] = None,
-    part: Annotated[bool, typer.Option("--part", help="accept less than the whole dataset")] = False,
+    link: Annotated[bool, typer.Option("--link", help="use SCAN's arrays where they are, in float32, and copy nothing")] = False,
+    val_images: Annotated[int, typer.Option(min=0, help="so many pictures of val, the first ones, as the papers; 0: all")] = 1000,
+    partial: Annotated[bool, typer.Option("--partial", help="accept less than the whole dataset")] = False,
 ) -> None:
-    """Make a dataset folder of published features and captions, and check its sizes. A stopped import goes on where it was."""
+    """Make a dataset folder of published features and captions; without a source, say what to get and where. A stopped import goes on."""
     from itm_lib.data import importers
     from itm_lib.runner import shown
 
-    if source is None:
+    if source is None and images is None:
         print(importers.instructions(name))
         return
-    print(shown(importers.prepare(name, source, out or data_dir() / name, captions=captions, part=part)))
+    print(shown(importers.prepare(name, source, out, captions, images, link=link, val_images=val_images or None, partial=partial)))
 
 
 SeedsOption = Annotated[list[int] | None, typer.Option(min=0, help="train once a seed, each into OUT/seed<k>: --seeds 0 1 2")]
