@@ -38,7 +38,7 @@ class DatasetInfo:
 
 DATASETS: dict[str, DatasetInfo] = {
     "flickr30k": DatasetInfo(
-        name="flickr30k", title="Flickr30K (Young et al., TACL 2014), 31,014 pictures of Flickr with five captions each",
+        name="flickr30k", title="Flickr30K (Young et al., TACL 2014), 31,783 pictures of Flickr with five captions each, 31,014 of them in the splits",
         licence="The photographs belong to their owners on Flickr; the University of Illinois gives access for non-commercial research and\n"
                 "education. Region features come from the photographs: the same terms hold for them.",
         captions=_SPLITS.format("flickr30k"),

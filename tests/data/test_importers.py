@@ -283,7 +283,7 @@ def in_field(number, column, change):
     (change_lines(lambda lines: [*lines, lines[3]]), "has features twice, in features.tsv line 4 and features.tsv line 16: remove one"),
     (change_lines(lambda lines: lines[1:]), "features.tsv has no features of 1 of 15 pictures,"),
     (change_lines(lambda lines: [*lines, b"12"]), "features.tsv line 16 is no line of a .tsv of features (image_id, image_w,"),
-    (in_field(2, 5, lambda value: value[: len(value) // 8 * 4] + b"\n"), "which do not fit num_boxes"),
+    (in_field(2, 5, lambda value: value[: len(value) // 8 * 4] + b"\n"), "features.tsv line 2 (image"),
     (change_lines(lambda lines: [*lines[:2], *(b"\t".join([*line.split(b"\t")[:5], b"AAAA" * 3]) for line in lines[2:3]), *lines[3:]]), "line 3"),
     (change_lines(lambda lines: []), "features.tsv has no lines: it is empty"),
     (in_field(2, 3, lambda value: b"9"), "do not fit num_boxes 9: it is damaged or cut short"),
