@@ -122,6 +122,9 @@ def data_prepare(
     out: Annotated[Path | None, typer.Option(help="the dataset folder to make; default: NAME in data/")] = None,
     link: Annotated[bool, typer.Option("--link", help="use SCAN's arrays where they are, in float32, and copy nothing")] = False,
     val_images: Annotated[int, typer.Option(min=0, help="so many pictures of val, the first ones, as the papers; 0: all")] = 1000,
+    restval: Annotated[bool, typer.Option("--restval/--no-restval", help="train on the pictures that Karpathy marks restval too, as the papers")] = True,
+    min_count: Annotated[int, typer.Option(min=1, help="words that stand less often in the training captions are unknown")] = 4,
+    skip_empty: Annotated[bool, typer.Option("--skip-empty", help="leave out captions without a word in them")] = False,
     partial: Annotated[bool, typer.Option("--partial", help="accept less than the whole dataset")] = False,
 ) -> None:
     """Make a dataset folder of published features and captions; without a source, say what to get and where. A stopped import goes on."""
@@ -131,7 +134,8 @@ def data_prepare(
     if source is None and images is None:
         print(importers.instructions(name))
         return
-    print(shown(importers.prepare(name, source, out, captions, images, link=link, val_images=val_images or None, partial=partial)))
+    print(shown(importers.prepare(name, source, out, captions, images, restval, link, val_images=val_images or None,
+                                  min_count=min_count, skip_empty=skip_empty, partial=partial)))
 
 
 SeedsOption = Annotated[list[int] | None, typer.Option(min=0, help="train once a seed, each into OUT/seed<k>: --seeds 0 1 2")]
