@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from itm_lib.files import InputError, nearest
 from itm_lib.models.base import MatchingModel
@@ -72,6 +72,11 @@ class TrainConfig(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise InputError(problem_line(error, type(self).model_fields, "train.")) from None
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        return "no" if value is False else value  # what YAML makes of it
 
     @model_validator(mode="after")
     def _together(self) -> TrainConfig:

@@ -46,6 +46,11 @@ def test_overrides_are_laid_over_the_file():
     assert (recipe.train.lr, recipe.model["embed_dim"], recipe.train.decay_at, recipe.train.clip) == (1e-3, 32, (0.3, 0.9), None)
 
 
+def test_precision_no_is_a_word_though_yaml_takes_it_for_false(tmp_path):
+    assert load_recipe("coco/dive_region_bigru", ["train.precision=no"]).train.precision == "no"
+    assert load_recipe(written(tmp_path / "r.yaml", "{data: {folder: x}, model: {method: vse}, train: {precision: no}}")).train.precision == "no"
+
+
 @pytest.mark.parametrize(("override", "line"), [
     ("train.lrr=1", "recipe vse: unknown key 'train.lrr'; did you mean 'lr'?"),
     ("train.epochs=many", "recipe vse: train.epochs = 'many': input should be a valid integer"),
