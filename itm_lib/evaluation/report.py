@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -327,6 +328,250 @@ def published_table(protocol: str, methods: Sequence[str] | None = None, path: s
              for row in rows]
     index = pd.Index([f"{_NAMES.get(row.method, row.method)} {row.variant}".strip() for row in rows], name="model")
     return pd.DataFrame(cells, index=index, columns=pd.MultiIndex.from_product([[place], labels], names=["measured on", "metric"]))
+
+
+# --- the papers' tables, beside what was measured here ----------------------------------------------------------------
+
+PROTOCOLS_OF = {"flickr30k": ("f30k_1k",), "coco": ("coco_1k_fivefold", "coco_5k")}
+_METRICS_OF = {"f30k_1k": "f30k_1k", "coco_1k_fivefold": "coco_1k", "coco_5k": "coco_5k"}  # what evaluate calls them
+PROTOCOL_TITLES = {"f30k_1k": "Flickr30K, 1000 test pictures", "coco_1k_fivefold": "COCO, five folds of 1000 test pictures",
+                   "coco_5k": "COCO, 5000 test pictures"}
+EMBEDDED = "openmoji_scenes", "default"  # a result's dataset, and how its variant starts
+CLOSE = 0.99  # of a paper's number: from there on it is reproduced
+NO_NUMBER = "no published number found"
+_READ_IN = {"paper": "the paper", "authors": "the authors' repository", "later_paper": "a later paper", "notes": "somebody's notes"}
+_ROW_WORDS = {"bigru": "BiGRU", "bert": "BERT", "region": "regions"}
+_NOT_COMPARED = {"seed", "num_workers", "save_every", "log_every", "tensorboard", "region_dim", "vocab_size", "word_vectors_found"}
+
+# (method, a published variant, or the name of a recipe without one) -> the model of data/results that comes nearest to it. What is not
+# here has no counterpart on the embedded dataset: BERT and grids of pictures among it.
+EMBEDDED_OF: dict[tuple[str, str], str] = {
+    ("vse", "BUTD regions + BiGRU, re-implemented"): "VSE++, mean pooling",
+    **{("scan", name): f"SCAN {name}" for name in ("t-i LSE", "t-i AVG", "i-t LSE", "i-t AVG", "i-t SUM", "i-t MAX",
+                                                   "i-t AVG, one-directional GRU")},
+    ("scan", "ensemble t-i AVG + i-t LSE"): "SCAN t-i AVG + i-t LSE",
+    ("scan", "Sum-Max t-i"): "Sum-Max t-i", ("scan", "Sum-Max i-t"): "Sum-Max i-t",
+    ("scan", "i-t AVG, no hard negatives"): "SCAN i-t AVG, all negatives",
+    ("scan", "i-t AVG, image embedding not normalised"): "SCAN i-t AVG, image not normalised",
+    ("camp", "full model"): "CAMP", ("camp", "base model"): "CAMP, no interaction",
+    ("camp", "no cross-attention"): "CAMP, no cross-attention", ("camp", "fusion without gates"): "CAMP, no gates",
+    ("camp", "fusion without residual"): "CAMP, no residual", ("camp", "no attention-based aggregation"): "CAMP, average pooling",
+    ("camp", "MLP + ranking loss"): "CAMP, ranking loss", ("camp", "BCE without hardest negatives"): "CAMP, BCE over all negatives",
+    ("hrem", "hrem_bigru"): "HREM, fusion", ("hrem", "hrem_standalone_bigru"): "HREM, standalone",
+    **{("dive", f"K = {slots}"): f"DivE, K = {slots}" for slots in (1, 2, 4, 6)}, ("dive", "dive_region_bigru"): "DivE, K = 4",
+}
+
+
+@dataclass
+class _Line:
+    """What one line of :func:`paper_table` is about: a recipe, a published variant, or runs that belong to either."""
+
+    method: str
+    dataset: str
+    variant: str | None
+    recipe: str = ""
+    settings: str = ""
+    content: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    runs: list[Result] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """What EMBEDDED_OF calls it."""
+        return self.variant or self.recipe.rpartition("/")[2]
+
+    @property
+    def label(self) -> str:
+        words = self.key.removeprefix(f"{self.method}_").split("_") if self.variant is None else [self.variant]
+        name = " ".join([_NAMES.get(self.method, self.method), *(_ROW_WORDS.get(word, word) for word in words)]).strip()
+        return f"{name} ({self.note})" if self.note else name
+
+
+def paper_table(results: Sequence[Result], paper: str | Path | None = None,
+                recipes: Mapping[str, Mapping[str, Any]] | None = None) -> pd.DataFrame:
+    """The papers' tables beside what was measured here: a row a recipe and protocol, and a row a published row without a recipe.
+
+    ``results``: whatever there is. Those of a test split whose ``config`` names a ``paper`` row are runs of it, if their split had
+    the size of its protocol; runs of the same settings are seeds of one row. Runs with settings that are not the recipe's, and the authors'
+    own weights, have rows of their own. Those of the embedded dataset have a column of their own, by :data:`EMBEDDED_OF`.
+    ``recipes``: name -> settings of the papers' recipes, as ``itm_lib.training.recipe.paper_recipes()`` gives them.
+
+    The rows are named by (protocol, model). "status" is "reproduced" where the mean rSum is at most 1 % below the paper's (of a row
+    without rSum: the sum of the recalls that it has), "below", "embedded only", "not run", or says that there is no published number.
+    """
+    import pandas as pd
+
+    published = {(row.method, row.variant, row.protocol): row for row in read_paper_results(paper)}
+    lines = _lines(results, published.values(), recipes or {})
+    embedded = [result for result in results if _paper_of(result) is None and result.split == "test"
+                and result.dataset == EMBEDDED[0] and result.variant.startswith(EMBEDDED[1])]
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for protocol in _METRICS_OF:
+        for line in lines:
+            row = published.get((line.method, line.variant or "", protocol))
+            wanted = not line.note and (row is not None or line.recipe) or _measured(line, protocol)
+            if protocol in PROTOCOLS_OF[line.dataset] and wanted:
+                name, number = line.label, 1
+                while (protocol, name) in rows:
+                    number += 1
+                    name = f"{line.label}, {number}"
+                rows[protocol, name] = _cells(line, row, protocol, embedded)
+    index = pd.MultiIndex.from_tuples(rows, names=["protocol", "model"])
+    return pd.DataFrame(list(rows.values()), index=index)
+
+
+def _lines(results: Sequence[Result], published: Iterable[PaperRow], recipes: Mapping[str, Mapping[str, Any]]) -> list[_Line]:
+    """All lines of the table, in the order of methods, with their runs."""
+    order = list(_NAMES)
+    lines = [_Line(content["model"]["method"], content["paper"]["dataset"], content["paper"]["variant"], name, content["paper"]["settings"],
+                   content) for name, content in recipes.items() if content.get("paper")]
+    for row in published:
+        if not any((line.method, line.dataset, line.variant) == (row.method, row.dataset, row.variant) for line in lines):
+            lines.append(_Line(row.method, row.dataset, row.variant))
+    for result in results:
+        about = _paper_of(result)
+        if about is not None and result.split == "test":
+            _place(result, about, lines)
+    place = lambda line: (order.index(line.method) if line.method in order else len(order), "ensemble" in line.label, not line.recipe)  # noqa: E731
+    return sorted(lines, key=place)
+
+
+def _place(result: Result, about: Mapping[str, Any], lines: list[_Line]) -> None:
+    """Put ``result`` to the runs of the line that it belongs to, a new one if its settings are nobody's."""
+    method, wanted = _method_of(result.config), (about["dataset"], about["variant"])
+    own = [line for line in lines if line.method == method and (line.dataset, line.variant) == wanted and not line.note]
+    official = "official" in result.config
+    best = min(own, key=lambda line: len(_changed(line.content, result.config)), default=None)
+    if best is None:
+        best = _Line(method, about["dataset"], about["variant"], settings=about.get("settings", ""))
+        lines.append(best)
+    if not best.content and not official:  # no recipe says what its settings are: the first run does
+        best.content, best.settings = result.config, about.get("settings", "")
+    changed = [] if official or "ensemble" in result.config else _changed(best.content, result.config)
+    note = "the authors' weights" if official else f"with other {', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}" if changed else ""
+    if note:
+        noted = [line for line in lines if (line.method, line.dataset, line.variant, line.recipe, line.note) == (
+            best.method, best.dataset, best.variant, best.recipe, note)
+            and not _changed(line.runs[0].config, result.config)]
+        if not noted:
+            settings = "the authors' weights" if official else "changed"
+            noted = [_Line(best.method, best.dataset, best.variant, best.recipe, settings, best.content, note)]
+            lines.insert(lines.index(best) + 1, noted[0])
+        best = noted[0]
+    if not any(run.seeds == result.seeds and run.metrics == result.metrics for run in best.runs):  # a file found twice counts once
+        best.runs.append(result)
+
+
+def _paper_of(result: Result) -> Mapping[str, Any] | None:
+    """The published row that a result is a run of; that of an ensemble follows from those of its members."""
+    own = result.config.get("paper")
+    if "ensemble" not in result.config:
+        return {"variant": None, **own} if isinstance(own, Mapping) and own.get("dataset") in PROTOCOLS_OF else None
+    found = [member.get("paper") or {} for member in _members(result.config)]
+    names, places = [each.get("variant") for each in found], {each.get("dataset") for each in found}
+    if len(found) < 2 or None in names or len(places) > 1 or not places <= set(PROTOCOLS_OF) or not _method_of(result.config):
+        return None
+    if len(set(names)) == 1:  # two models of one recipe
+        variant = f"{names[0].removesuffix(', single')}, ensemble"
+    else:
+        variant = "ensemble " + " + ".join(sorted(names, reverse=True))  # "t-i ..." comes first in the papers
+    return {"dataset": found[0]["dataset"], "variant": variant, "settings": found[0].get("settings", "")}
+
+
+def _members(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The settings of an ensemble's models."""
+    members = config["ensemble"]
+    return list(members.values() if isinstance(members, Mapping) else members)
+
+
+def _method_of(config: Mapping[str, Any]) -> str:
+    """The method of a result; empty for an ensemble of several."""
+    if "ensemble" in config:
+        methods = {_method_of(member) for member in _members(config)}
+        return methods.pop() if len(methods) == 1 else ""
+    return (config.get("model") or config.get("official") or {}).get("method", "")
+
+
+def _changed(content: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """The settings of ``config`` that are not those of ``content``, less what changes no number; none where there is nothing to compare."""
+    if not content:
+        return []
+    parts = [_flat({section: each.get(section) for section in ("model", "train", "stages")}) for each in (content, config)]
+    return [name for name in dict.fromkeys([*parts[0], *parts[1]]) if parts[0].get(name) != parts[1].get(name)]
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings as {"train.lr": 0.1}."""
+    if isinstance(value, Mapping):
+        items = [(str(key), each) for key, each in value.items() if key not in _NOT_COMPARED]
+    elif isinstance(value, (list, tuple)) and any(isinstance(each, Mapping) for each in value):
+        items = [(str(each.get("name", number)), each) for number, each in enumerate(value)]
+    else:
+        return {name: list(value) if isinstance(value, tuple) else value}
+    return {key: each for part, inner in items for key, each in _flat(inner, f"{name}.{part}" if name else part).items()}
+
+
+def _measured(line: _Line, protocol: str) -> dict[str, Metric]:
+    """The metrics of a line's runs under ``protocol``, all seeds together."""
+    prefix = _METRICS_OF[protocol]
+    runs = [run for run in line.runs if f"{prefix}_rsum" in run.metrics]
+    return {name: Metric.of([value for run in runs for value in run.metrics[f"{prefix}_{name}"].values]) for name in RECALLS} if runs else {}
+
+
+def _cells(line: _Line, row: PaperRow | None, protocol: str, embedded: Sequence[Result]) -> dict[str, str]:
+    """One row of :func:`paper_table`."""
+    here = _measured(line, protocol)
+    near = [each for each in embedded if "rsum" in each.metrics and each.model == EMBEDDED_OF.get((line.method, line.key))]
+    near.sort(key=lambda each: -len(each.seeds))
+    show = lambda value: "" if value is None else f"{value:.1f}"  # noqa: E731
+    paper = [row.i2t[0], row.t2i[0], row.rsum] if row is not None else [None] * 3
+    ensemble = "ensemble" in line.label or any("ensemble" in run.config for run in line.runs)
+    shown = ("i2t_r1", "t2i_r1", "rsum")
+    return {
+        "recipe": line.recipe, "settings": line.settings, "models": "ensemble" if ensemble else "single",
+        **{f"paper {metric_label(name)}": show(value) for name, value in zip(shown, paper)},
+        "source": NO_NUMBER if row is None else ", ".join(filter(None, [row.source, row.table])),
+        "read in": "" if row is None else _READ_IN.get(row.status, row.status),
+        **{f"here {metric_label(name)}": str(here[name]) if here else "" for name in shown},
+        "seeds": str(len(here["rsum"].values)) if here else "",
+        "status": _status(row, here, bool(near)), "embedded rSum": str(near[0].metrics["rsum"]) if near else "",
+    }
+
+
+def _status(row: PaperRow | None, here: Mapping[str, Metric], embedded: bool) -> str:
+    if not here:
+        return "embedded only" if embedded else NOT_RUN
+    if row is None:
+        return NO_NUMBER
+    known = {"rsum": row.rsum} if row.rsum is not None else dict(zip(RECALLS, [*row.i2t, *row.t2i]))
+    known = {name: value for name, value in known.items() if value is not None}
+    return "reproduced" if sum(here[name].mean for name in known) >= CLOSE * sum(known.values()) else "below"
+
+
+def paper_markdown(table: pd.DataFrame) -> str:
+    """:func:`paper_table` as GitHub markdown, short: a table a protocol, R@1 of both ways and rSum, and below what the words mean."""
+    parts = []
+    for protocol, part in table.groupby(level="protocol", sort=False):
+        lines = ["| model | settings | paper: R@1 i2t / t2i, rSum | from | here: R@1 i2t / t2i, rSum | status | embedded rSum |",
+                 "|---|---|---|---|---|---|---:|"]
+        for (_, name), row in part.iterrows():
+            paper = _three(row, "paper") or NO_NUMBER
+            source = f"{row['source']} ({row['read in']})" if row["read in"] else ""
+            here = f"{_three(row, 'here')} ({row['seeds']} seed{'s' if row['seeds'] != '1' else ''})" if row["seeds"] else ""
+            kind = ", ".join(filter(None, [row["recipe"], row["settings"]]))
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (name, kind, paper, source, here, row["status"], row["embedded rSum"])) + " |")
+        parts.append(f"{PROTOCOL_TITLES[protocol]}:\n\n" + "\n".join(lines))
+    return "\n\n".join([*parts, PAPER_NOTES])
+
+
+PAPER_NOTES = ("reproduced: the mean rSum here is at most 1 % below the paper's; below: it is lower. embedded only: a model of this kind was "
+               "measured on the embedded dataset alone, whose numbers say nothing about the paper's. ± is the standard deviation over seeds. "
+               "\"ours, chosen on val\": the authors published no settings for this row.")
+
+
+def _three(row: Mapping[str, str], whose: str) -> str:
+    first, second, total = (row[f"{whose} {metric_label(name)}"] or "-" for name in ("i2t_r1", "t2i_r1", "rsum"))
+    return "" if first == second == total == "-" else f"{first} / {second}, {total}"
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -216,6 +216,11 @@ def recipe_names() -> list[str]:
     return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
 
 
+def paper_recipes() -> dict[str, dict[str, Any]]:
+    """The recipes for the rows of the papers' tables, by their names: every setting of each."""
+    return {name: load_recipe(name).resolved() for name in recipe_names() if not name.startswith("embedded/")}
+
+
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = (), data: str | Path | None = None) -> Recipe:
     """The recipe of that name, or in that file, with ``overrides`` laid over it.
 
