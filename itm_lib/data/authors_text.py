@@ -36,9 +36,10 @@ class NLTKTokenizer:
     """``nltk.word_tokenize`` of the lower-cased caption, without the data that it downloads.
 
     That function first cuts a text into sentences, because a period is a token of its own only at the end of one, then each
-    sentence by fixed rules. The rules are the same here, and so is the algorithm that finds the sentences; of its downloaded
-    data there are the common abbreviations, :data:`ABBREVIATIONS`, and none of its counts of words. A caption of one sentence
-    therefore gives the same tokens. Of several, it differs after an abbreviation that is not listed ("m.j. is here").
+    sentence by fixed rules. Here are the same rules and the same algorithm for sentences; of its downloaded data there are the common
+    abbreviations, :data:`ABBREVIATIONS`, and none of its counts of words. Captions without a period inside have the same tokens, and
+    so have those of several plain sentences. After an abbreviation that is not listed, the period is a token of its own here ("m.j. is here").
+    The rules are those of the installed NLTK: its versions differ in quotation marks, and the authors' were of 2018 to 2022.
 
     >>> NLTKTokenizer()("A man. He's at Dr. Smith's, isn't he?")
     ['a', 'man', '.', 'he', "'s", 'at', 'dr.', 'smith', "'s", ',', 'is', "n't", 'he', '?']
