@@ -138,8 +138,10 @@ def gather_encoding(encoding: Encoding) -> Encoding:
 # --- from a notebook ------------------------------------------------------------------------------------------------------
 
 
-def launch(function: Callable[..., Any], *args: Any, num_processes: int = 2) -> None:
+def launch(function: Callable[..., Any], *args: Any, num_processes: int = 2, cpu: bool = False) -> None:
     """Run ``function(*args)`` in ``num_processes`` processes of this machine, one a GPU, or on the CPU; with 1, right here.
+
+    ``cpu``: on the CPU, even where there are GPUs.
 
     ``function`` may be one that a notebook's cell defines. What it returns is lost: it writes what is to be kept. An
     :class:`InputError` of any process is raised here. GPUs must not have been used before in the notebook: they do not survive a
@@ -152,7 +154,7 @@ def launch(function: Callable[..., Any], *args: Any, num_processes: int = 2) -> 
         return
     if world_size() > 1:
         raise InputError("this is one of several processes already: call the function itself")
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not cpu:
         if torch.cuda.is_initialized():
             raise InputError("the GPU was used in this notebook before, and a process with a GPU in use cannot be split: restart the "
                              "kernel and launch first")
@@ -162,7 +164,7 @@ def launch(function: Callable[..., Any], *args: Any, num_processes: int = 2) -> 
         raise InputError("a notebook cannot be split into processes on this system: use torchrun on the command line")
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder)
-        with _as_if_fresh():
+        with _as_if_fresh(cpu):
             problem = _launched(function, args, num_processes, told)
         lines = [path.read_text(encoding="utf-8") for path in sorted(told.iterdir())]
     if lines:
@@ -203,8 +205,8 @@ def _worker(function: Callable[..., Any], args: tuple[Any, ...], num_processes: 
 
 
 @contextlib.contextmanager
-def _as_if_fresh() -> Iterator[None]:
-    """accelerate as if it had not been used before in this process, and few threads and the loopback for its children."""
+def _as_if_fresh(cpu: bool = False) -> Iterator[None]:
+    """accelerate as if it had not been used before in this process, and few threads and the loopback for its children; with ``cpu``, no GPU."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     states = [(kind, dict(kind._shared_state)) for kind in (AcceleratorState, GradientState, PartialState)]
@@ -212,6 +214,9 @@ def _as_if_fresh() -> Iterator[None]:
     if sys.platform == "linux":
         added["GLOO_SOCKET_IFNAME"] = "lo"  # the host's name may lead nowhere
     added = {name: value for name, value in added.items() if name not in os.environ}
+    if cpu:
+        added |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    found = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     for kind, _ in states:
         kind._shared_state.clear()
@@ -221,8 +226,10 @@ def _as_if_fresh() -> Iterator[None]:
         for kind, values in states:
             kind._shared_state.clear()
             kind._shared_state.update(values)
-        for name in added:
+        for name, value in found.items():
             os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _free_port() -> int:
