@@ -269,15 +269,25 @@ def convert(
 
 @app.command()
 def report(
-    results: Annotated[Path | None, typer.Argument(help="a folder or file of results; default: data/results")] = None,
+    results: Annotated[list[Path] | None, typer.Argument(help="folders or files of results; default: data/results")] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="the papers' tables: the paper's value, what was measured here, whether it is reproduced")] = False,
     sweep: Annotated[str | None, typer.Option(help="results of this sweep alone, by its name, e.g. spine")] = None,
     split: Annotated[str | None, typer.Option(help="results of this split alone: val or test")] = None,
     column: Annotated[list[str] | None, typer.Option(help="a metric to show, e.g. i2t_r1; may be repeated")] = None,
 ) -> None:
     """Print the results on disk as a table, mean and standard deviation over the seeds."""
-    from itm_lib.evaluation.report import RECALLS, markdown, results_table
+    from itm_lib.evaluation.report import RECALLS, markdown, paper_markdown, paper_table, results_table
 
-    found = _results(results, sweep, split)
+    if paper:
+        if sweep or split or column:
+            raise InputError("--paper prints the papers' own columns, of test: leave --sweep, --split and --column out")
+        from itm_lib.training.recipe import paper_recipes
+
+        # the embedded dataset's results have a column of their own
+        found = [result for where in dict.fromkeys([*(results or []), data_dir() / "results"]) for result in _results(where)]
+        print(paper_markdown(paper_table(found, recipes=paper_recipes())))
+        return
+    found = [result for where in results or [None] for result in _results(where, sweep, split)]
     columns = column or list(RECALLS)
     unknown = [name for name in columns if not any(name in result.metrics for result in found)]
     if unknown:
@@ -285,7 +295,7 @@ def report(
     print(markdown(results_table(found, columns)))
 
 
-def _results(where: Path | None, sweep: str | None, split: str | None) -> list[Result]:
+def _results(where: Path | None, sweep: str | None = None, split: str | None = None) -> list[Result]:
     from itm_lib.evaluation.report import read_results, read_sweep
 
     where = where or data_dir() / "results"

@@ -16,6 +16,7 @@ from itm_lib.data.regions import RegionStore, RegionWriter
 from itm_lib.evaluation import read_scores
 from itm_lib.evaluation.report import Result, read_results, write_result
 from itm_lib.files import write_json, write_jsonl, write_text
+from itm_lib.training.recipe import paper_recipes
 
 WORDS = ["dog", "cat", "boat", "tree", "lamp", "bread"]
 RECIPE = """data: {{folder: {folder}}}
@@ -256,3 +257,20 @@ def test_convert_says_what_a_row_is(itm):
     code, _, err = itm("convert", "nowhere.pth", "--method", "scan", "--out", "x", "--row", "t-i AVG")
     assert code == 2 and "flickr30k/t-i AVG" in err
     assert itm("convert", "nowhere.pth", "--method", "scan", "--out", "x") == (2, "", "itm: no checkpoint nowhere.pth: check the path\n")
+
+
+def test_the_papers_tables(itm, tmp_path):
+    code, out, err = itm("report", "--paper")
+    assert code == 0, err
+    row = next(line for line in out.splitlines() if line.startswith("| SCAN t-i AVG |") and "flickr30k/scan_ti_avg" in line)
+    assert "61.8 / 45.8, 446.2" in row and "embedded only" in row
+    assert itm("report", "--paper", "--split", "val")[0] == 2
+    about = {"dataset": "flickr30k", "split": "test", "profile": "", "command": "itm evaluate", "seconds": 1.0, "commit": "abc"}
+    recalls = {"i2t_r1": 62.0, "i2t_r5": 88.0, "i2t_r10": 94.0, "t2i_r1": 46.0, "t2i_r5": 74.0, "t2i_r10": 83.0, "rsum": 447.0}
+    config = paper_recipes()["flickr30k/scan_ti_avg"]
+    run = Result.from_runs([{f"{prefix}{name}": value + seed for name, value in recalls.items() for prefix in ("", "f30k_1k_")} for seed in (0, 1)],
+                           seeds=[0, 1], model="mine", config=config, **about)
+    write_result(tmp_path / "mine.json", run)
+    code, out, err = itm("report", tmp_path / "mine.json", "--paper")
+    row = next(line for line in out.splitlines() if line.startswith("| SCAN t-i AVG |") and "flickr30k/scan_ti_avg" in line)
+    assert code == 0 and "reproduced" in row and "447.5 ± 0.7 (2 seeds)" in row, err
