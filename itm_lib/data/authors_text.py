@@ -38,7 +38,8 @@ class NLTKTokenizer:
     That function first cuts a text into sentences, because a period is a token of its own only at the end of one, then each
     sentence by fixed rules. Here are the same rules and the same algorithm for sentences; of its downloaded data there are the common
     abbreviations, :data:`ABBREVIATIONS`, and none of its counts of words. Captions without a period inside have the same tokens, and
-    so have those of several plain sentences. After an abbreviation that is not listed, the period is a token of its own here ("m.j. is here").
+    so have those of several plain sentences. After an abbreviation that is not listed, the period is a token of its own here
+    ("m.j. is here").
     The rules are those of the installed NLTK: its versions differ in quotation marks, and the authors' were of 2018 to 2022.
 
     >>> NLTKTokenizer()("A man. He's at Dr. Smith's, isn't he?")
@@ -172,12 +173,13 @@ def _words_in_order(content: Any, path: Path) -> list[str]:
 _PLAIN = (dict, list, str, int)
 
 
-def read_plain_pickle(path: str | Path, classes: Collection[str], what: str, plain: tuple[type, ...] = _PLAIN) -> dict[str, Any] | list[Any]:
+def read_plain_pickle(path: str | Path, classes: Collection[str], what: str,
+                      plain: tuple[type, ...] = _PLAIN) -> dict[str, Any] | list[Any]:
     """What the pickle ``path`` holds, as plain data: an instance of one of ``classes`` ("module.Class") becomes the dict of its
     attributes. Pickles of Python 2 are read too. ``what``: what the file should be, for the error line.
 
-    No class or function of the file's is looked up, so nothing can be run: its instances are made of a class without anything. A file that
-    names another class, or holds a value that is not ``plain``, raises :class:`InputError`.
+    No class or function of the file's is looked up, so nothing can be run: its instances are made of a class without anything.
+    A file that names another class, or holds a value that is not ``plain``, raises :class:`InputError`.
     """
     class Instance:
         """Stands for any of ``classes``; made anew for each file, which may put attributes on it."""

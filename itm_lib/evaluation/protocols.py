@@ -217,8 +217,8 @@ def evaluate_scores(scores: Tensor | np.ndarray, dataset: ImageCaptionDataset) -
 def protocol_metrics(scores: Tensor | np.ndarray, dataset: ImageCaptionDataset) -> dict[str, float]:
     """What the published protocols say of ``scores`` (I, C), where the split has their size; otherwise nothing.
 
-    1000 images and 5000 captions, not of COCO: f30k_1k_* (i2t_r1 … t2i_r10, rsum). COCO's 5000 images: coco_1k_* of the five folds and
-    coco_5k_*; where image and caption ids are COCO's own, cxc_* and eccv_* besides (:func:`eccv_caption_metrics`), of the 25000
+    1000 images and 5000 captions, not of COCO: f30k_1k_* (i2t_r1 … t2i_r10, rsum). COCO's 5000 images: coco_1k_* of the five folds
+    and coco_5k_*; where image and caption ids are COCO's own, cxc_* and eccv_* besides (:func:`eccv_caption_metrics`), of the 25000
     captions that the protocols count. Without such ids, folds are runs of 1000 images in the order of the split, as in SCAN's files.
     """
     images, captions = scores.shape
@@ -256,8 +256,8 @@ def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batc
              scores_file: str | Path | None = None) -> dict[str, float]:
     """Everything measured of ``model`` on one split of a dataset folder, as flat names and floats.
 
-    ``evaluate_scores`` of the similarity matrix; ``protocol_metrics``, if the split has the size of a published one; with foils/<split>.jsonl the ``foil_accuracy``; with scenes.jsonl
-    the ``pointing_accuracy``, if the model has an attention to look at; ``gate_statistics`` (fractions, not percent), if it
+    ``evaluate_scores`` of the similarity matrix; ``protocol_metrics``, if the split has the size of a published one; with
+    foils/<split>.jsonl the ``foil_accuracy``; with scenes.jsonl the ``pointing_accuracy``, if the model has an attention to look at; ``gate_statistics`` (fractions, not percent), if it
     has gates: positive are the pairs that are true, if the split has its exact truth, otherwise the listed ones; ``set_statistics``, if
     its embeddings are sets. ``scores_file`` (.npy or .safetensors): where to keep the similarity matrix, with its ids.
     """

@@ -392,8 +392,8 @@ def paper_table(results: Sequence[Result], paper: str | Path | None = None,
     """The papers' tables beside what was measured here: a row a recipe and protocol, and a row a published row without a recipe.
 
     ``results``: whatever there is. Those of a test split whose ``config`` names a ``paper`` row are runs of it, if their split had
-    the size of its protocol; runs of the same settings are seeds of one row. Runs with settings that are not the recipe's, and the authors'
-    own weights, have rows of their own. Those of the embedded dataset have a column of their own, by :data:`EMBEDDED_OF`.
+    the size of its protocol; runs of the same settings are seeds of one row. Runs with settings that are not the recipe's, and the
+    authors' own weights, have rows of their own. Those of the embedded dataset have a column of their own, by :data:`EMBEDDED_OF`.
     ``recipes``: name -> settings of the papers' recipes, as ``itm_lib.training.recipe.paper_recipes()`` gives them.
 
     The rows are named by (protocol, model). "status" is "reproduced" where the mean rSum is at most 1 % below the paper's (of a row
@@ -423,8 +423,9 @@ def paper_table(results: Sequence[Result], paper: str | Path | None = None,
 def _lines(results: Sequence[Result], published: Iterable[PaperRow], recipes: Mapping[str, Mapping[str, Any]]) -> list[_Line]:
     """All lines of the table, in the order of methods, with their runs."""
     order = list(_NAMES)
-    lines = [_Line(content["model"]["method"], content["paper"]["dataset"], content["paper"]["variant"], name, content["paper"]["settings"],
-                   content) for name, content in recipes.items() if content.get("paper")]
+    with_paper = [(name, content, content["paper"]) for name, content in recipes.items() if content.get("paper")]
+    lines = [_Line(content["model"]["method"], about["dataset"], about["variant"], name, about["settings"], content)
+             for name, content, about in with_paper]
     for row in published:
         if not any((line.method, line.dataset, line.variant) == (row.method, row.dataset, row.variant) for line in lines):
             lines.append(_Line(row.method, row.dataset, row.variant))
@@ -432,8 +433,8 @@ def _lines(results: Sequence[Result], published: Iterable[PaperRow], recipes: Ma
         about = _paper_of(result)
         if about is not None and result.split == "test":
             _place(result, about, lines)
-    place = lambda line: (order.index(line.method) if line.method in order else len(order), "ensemble" in line.label, not line.recipe)  # noqa: E731
-    return sorted(lines, key=place)
+    method = lambda line: order.index(line.method) if line.method in order else len(order)  # noqa: E731
+    return sorted(lines, key=lambda line: (method(line), "ensemble" in line.label, not line.recipe))
 
 
 def _place(result: Result, about: Mapping[str, Any], lines: list[_Line]) -> None:
@@ -448,7 +449,9 @@ def _place(result: Result, about: Mapping[str, Any], lines: list[_Line]) -> None
     if not best.content and not official:  # no recipe says what its settings are: the first run does
         best.content, best.settings = result.config, about.get("settings", "")
     changed = [] if official or "ensemble" in result.config else _changed(best.content, result.config)
-    note = "the authors' weights" if official else f"with other {', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}" if changed else ""
+    note = "the authors' weights" if official else ""
+    if changed:
+        note = f"with other {', '.join([*changed[:3], *(['...'] if len(changed) > 3 else [])])}"
     if note:
         noted = [line for line in lines if (line.method, line.dataset, line.variant, line.recipe, line.note) == (
             best.method, best.dataset, best.variant, best.recipe, note)
@@ -493,7 +496,7 @@ def _method_of(config: Mapping[str, Any]) -> str:
 
 
 def _changed(content: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """The settings of ``config`` that are not those of ``content``, less what changes no number; none where there is nothing to compare."""
+    """The settings of ``config`` that are not those of ``content``, less what changes no number; none if ``content`` is empty."""
     if not content:
         return []
     parts = [_flat({section: each.get(section) for section in ("model", "train", "stages")}) for each in (content, config)]
@@ -514,8 +517,9 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 def _measured(line: _Line, protocol: str) -> dict[str, Metric]:
     """The metrics of a line's runs under ``protocol``, all seeds together."""
     prefix = _METRICS_OF[protocol]
-    runs = [run for run in line.runs if f"{prefix}_rsum" in run.metrics]
-    return {name: Metric.of([value for run in runs for value in run.metrics[f"{prefix}_{name}"].values]) for name in RECALLS} if runs else {}
+    runs = [run.metrics for run in line.runs if f"{prefix}_rsum" in run.metrics]
+    values = lambda name: [value for metrics in runs for value in metrics[f"{prefix}_{name}"].values]  # noqa: E731
+    return {name: Metric.of(values(name)) for name in RECALLS} if runs else {}
 
 
 def _cells(line: _Line, row: PaperRow | None, protocol: str, embedded: Sequence[Result]) -> dict[str, str]:
@@ -559,7 +563,8 @@ def paper_markdown(table: pd.DataFrame) -> str:
             source = f"{row['source']} ({row['read in']})" if row["read in"] else ""
             here = f"{_three(row, 'here')} ({row['seeds']} seed{'s' if row['seeds'] != '1' else ''})" if row["seeds"] else ""
             kind = ", ".join(filter(None, [row["recipe"], row["settings"]]))
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (name, kind, paper, source, here, row["status"], row["embedded rSum"])) + " |")
+            cells = (name, kind, paper, source, here, row["status"], row["embedded rSum"])
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts.append(f"{PROTOCOL_TITLES[protocol]}:\n\n" + "\n".join(lines))
     return "\n\n".join([*parts, PAPER_NOTES])
 
