@@ -14,9 +14,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,8 @@ from itm_lib.processes import (
     share,
     world_size,
 )
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 
 __all__ = ["Part", "all_or_none", "barrier", "from_all", "from_main", "gather_encoding", "is_main", "launch", "main_first",
            "on_main", "part_of", "rank", "seed_of", "share_of", "world_size"]
@@ -177,22 +181,25 @@ def _launched(function: Callable[..., Any], args: tuple[Any, ...], num_processes
     from accelerate import launchers
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    noise = logging.getLogger("torch.distributed.elastic")
-    level = noise.level
+    noise = {name: logging.getLogger(name) for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn")}
+    levels = {name: logger.level for name, logger in noise.items()}
     launchers.print = lambda *_: None  # it says "2 CUDAs" whatever there is
-    noise.setLevel(logging.CRITICAL)   # of a process that ended with an error, which is raised here
+    for logger in noise.values():      # of a process that ended with an error, which is raised here
+        logger.setLevel(logging.CRITICAL)
     try:
         launchers.notebook_launcher(_worker, (function, args, num_processes, str(told)), num_processes, use_port=str(_free_port()))
     except ChildFailedError as error:
         return error
     finally:
-        noise.setLevel(level)
+        for name, level in levels.items():
+            noise[name].setLevel(level)
         del launchers.print
     return None
 
 
 def _worker(function: Callable[..., Any], args: tuple[Any, ...], num_processes: int, told: str) -> None:
     """In a new process: ``function``, its InputError as a line in the folder ``told``."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the notebook's handler would wait for the others as long as this process does
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # OpenMP's threads of before the fork are gone, and it would wait for them
     try:
@@ -206,7 +213,8 @@ def _worker(function: Callable[..., Any], args: tuple[Any, ...], num_processes: 
 
 @contextlib.contextmanager
 def _as_if_fresh(cpu: bool = False) -> Iterator[None]:
-    """accelerate as if it had not been used before in this process, and few threads and the loopback for its children; with ``cpu``, no GPU."""
+    """accelerate as if it had not been used before in this process, few threads and the loopback for its children, and with ``cpu``
+    no GPU; afterwards all is as it was, the handlers of signals too, which torch takes over."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     states = [(kind, dict(kind._shared_state)) for kind in (AcceleratorState, GradientState, PartialState)]
@@ -220,9 +228,13 @@ def _as_if_fresh(cpu: bool = False) -> Iterator[None]:
     os.environ.update(added)
     for kind, _ in states:
         kind._shared_state.clear()
+    here = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS if here}
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         for kind, values in states:
             kind._shared_state.clear()
             kind._shared_state.update(values)
