@@ -24,6 +24,7 @@ from itm_lib.data.regions import find_regions
 from itm_lib.evaluation.scoring import encode_tokens, evaluating, similarity_matrix
 from itm_lib.files import InputError
 from itm_lib.models.base import Encoding, vocabulary_for
+from itm_lib.processes import world_size
 from itm_lib.training.monitor import forget_peak, peak_memory
 from itm_lib.training.recipe import Recipe, Stage
 from itm_lib.training.state import seed_everything
@@ -87,13 +88,13 @@ class DryRun:
 
     def table(self) -> str:
         """The lines to print."""
-        lines = [f"dry run of {self.method} on {self.dataset}, {self.device}: {self.measured} steps measured, the rest projected from them"]
+        lines = [f"dry run of {self.method} on {self.dataset}, {self.device}: {_count(self.measured, 'step')} measured, the rest projected from them"]
         for stage in self.stages:
             rest = f", {stage.trained:,} of them trained" if stage.trained < stage.parameters else ""
             evaluation = "once" if stage.evaluations == 1 else f"{stage.evaluations} times"
             rows = [
                 ("parameters", f"{stage.parameters:,}{rest}"),
-                ("steps", f"{stage.steps_per_epoch:,} an epoch, {stage.epochs} epochs, {stage.steps:,} in all"),
+                ("steps", f"{stage.steps_per_epoch:,} an epoch, {_count(stage.epochs, 'epoch')}, {stage.steps:,} in all"),
                 ("a step", f"{stage.step_seconds:.3g} s, {stage.pairs_per_step / stage.step_seconds:,.0f} pairs/s (measured)"),
                 ("evaluation", f"{stage.evaluation_seconds:.3g} s on val, {evaluation} (projected)"),
                 ("peak memory", f"{_size(stage.peak_memory)} of the {'GPU' if self.device.startswith('cuda') else 'process'} (measured)"),
@@ -118,6 +119,8 @@ def dry_run(recipe: Recipe, out: str | Path | None = None, steps: int = 3, progr
     ``out``: the folder where the run is to be; only the free space of its disk is looked at. Raises :class:`InputError` if the data, or
     the features of train or val, are not there, or if a batch does not fit the memory. Random numbers of the caller are drawn from.
     """
+    if world_size() > 1:
+        raise InputError("a dry run measures one process: start it without torchrun or accelerate launch")
     if steps < 1:
         raise InputError(f"steps is {steps}: a dry run measures at least one")
     pixels = recipe.plan[-1].config.pixels
@@ -242,6 +245,10 @@ def _free(out: str | Path | None) -> int | None:
         return None
     place = Path(out).expanduser().absolute()
     return shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _size(count: float) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ SKIPPED = ("kind", "stage", "epoch", "step", "best", "message", "after", "weight
 
 
 def peak_memory() -> int:
-    """The most memory held so far, in bytes: of the GPU since :func:`forget_peak`, or else of the process since its start."""
+    """The most memory held so far, in bytes: of this process's GPU since :func:`forget_peak`, or else of the process since its start."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":
@@ -121,19 +121,23 @@ class Curves:
     """The rows of a history as TensorBoard's curves, in ``folder``/tensorboard; one curve a number, its x axis the step.
 
     A run that goes on from step ``step`` goes on with its curves: what was logged after that step, before the run was stopped, is
-    marked as withdrawn. ``fresh`` removes those of an earlier run.
+    marked as withdrawn. If it had none so far they begin with ``rows``, its history. ``fresh`` removes those of an earlier run.
     """
 
-    def __init__(self, folder: Path, step: int = 0, fresh: bool = True):
+    def __init__(self, folder: Path, step: int = 0, fresh: bool = True, rows: Iterable[dict[str, Any]] = ()):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise InputError("train.tensorboard needs the package tensorboard: pip install tensorboard, or set it to false") from None
         folder = folder / TENSORBOARD
+        events = list(folder.glob("events.out.tfevents.*"))
         if fresh:
-            for path in folder.glob("events.out.tfevents.*"):
+            for path in events:
                 path.unlink()
         self._writer = SummaryWriter(str(folder), purge_step=None if fresh else step + 1)
+        if not fresh and not events:
+            for row in rows:
+                self.add(row)
 
     def add(self, row: dict[str, Any]) -> None:
         """The numbers of a row: those of steps as ``train/...``, of an epoch's validation and times as ``epoch/...``."""

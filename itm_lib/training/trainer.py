@@ -148,7 +148,7 @@ class Trainer:
                 for name in (LAST, BEST, HISTORY):
                     (self.out_dir / name).unlink(missing_ok=True)
             if self.config.tensorboard and is_main():
-                self._curves = Curves(self.out_dir, self.state.step, fresh=not goes_on)
+                self._curves = Curves(self.out_dir, self.state.step, fresh=not goes_on, rows=self.history)
         if self.start and not goes_on:
             self._add_row("start", **self.start)
         self._since = time.monotonic() - self.state.seconds

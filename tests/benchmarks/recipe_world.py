@@ -16,6 +16,7 @@ import torch
 from itm_lib.data import Vocabulary
 from itm_lib.data.regions import RegionWriter
 from itm_lib.files import write_json, write_jsonl
+from itm_lib.models.pretrained import quiet_transformers
 from itm_lib.training import Recipe, load_recipe
 
 CAPTIONS = 5
@@ -104,7 +105,8 @@ def write_bert(folder: Path, width: Width, words: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join([*special, *(word(number) for number in range(total - len(special)))]))
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=total, **width.bert)).save_pretrained(folder)
+    with quiet_transformers():
+        BertModel(BertConfig(vocab_size=total, **width.bert)).save_pretrained(folder)
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
 
@@ -114,7 +116,8 @@ def write_backbone(folder: Path, width: Width) -> Path:
     from transformers import AutoModel, ResNetConfig
 
     torch.manual_seed(0)
-    AutoModel.from_config(ResNetConfig(**width.resnet)).save_pretrained(folder)
+    with quiet_transformers():
+        AutoModel.from_config(ResNetConfig(**width.resnet)).save_pretrained(folder)
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 
 import pytest
 import torch
@@ -40,12 +41,12 @@ def test_its_table_says_what_is_measured_and_what_is_projected(folder):
     found = dry_run(recipe(folder, [{"name": "one", "train": {"freeze": ["text"]}}, {"name": "two", "train": {"epochs": 1}}]), steps=1, progress=False)
     lines = found.table().splitlines()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    assert lines[0].startswith(f"dry run of scan on {folder.name}, {device}") and lines[0].endswith("1 steps measured, the rest projected from them")
+    assert lines[0].startswith(f"dry run of scan on {folder.name}, {device}") and lines[0].endswith("1 step measured, the rest projected from them")
     assert [line for line in lines if line.startswith("stage")] == ["stage one", "stage two"]
     first, second = found.stages
     assert first.trained < first.parameters == second.trained
     assert f"  parameters   {first.parameters:,}, {first.trained:,} of them trained" in lines
-    assert "  steps        8 an epoch, 6 epochs, 48 in all" in lines and "  steps        8 an epoch, 1 epochs, 8 in all" in lines
+    assert "  steps        8 an epoch, 6 epochs, 48 in all" in lines and "  steps        8 an epoch, 1 epoch, 8 in all" in lines
     assert sum("pairs/s (measured)" in line for line in lines) == 2 and sum(line.endswith("once (projected)") for line in lines) == 1
     assert lines[-1].startswith("in all") and "hours (projected)" in lines[-1] and "free there" not in lines[-1]
     assert found.disk == sum(stage.checkpoint + 2 * stage.weights for stage in found.stages)
@@ -64,7 +65,7 @@ def test_what_a_model_puts_off_is_measured_too():
     assert _all_on({"method": "scan"}) == {"method": "scan"}
 
 
-def test_features_that_are_missing_are_told(folder, tmp_path):
+def test_features_that_are_missing_are_told(folder, tmp_path, monkeypatch):
     data = tmp_path / "data"
     shutil.copytree(folder, data)
     (data / "regions" / "test.h5").unlink()
@@ -78,6 +79,9 @@ def test_features_that_are_missing_are_told(folder, tmp_path):
         dry_run(recipe(folder, data=tmp_path / "nowhere"), progress=False)
     with pytest.raises(InputError, match="steps is 0: a dry run measures at least one"):
         dry_run(recipe(folder), steps=0)
+    monkeypatch.setattr(sys.modules[dry_run.__module__], "world_size", lambda: 2)
+    with pytest.raises(InputError, match="a dry run measures one process: start it without torchrun or accelerate launch"):
+        dry_run(recipe(folder))
 
 
 def test_too_large_a_batch_is_one_line(folder, monkeypatch):

@@ -89,7 +89,7 @@ def curves(folder):
 
 def stopped_and_resumed(splits, out, **train):
     """A run that a failure ends three steps after its last checkpoint, and that goes on."""
-    run = trainer(splits, out, **train)
+    run = trainer(splits, out, **{**train, "tensorboard": train.get("tensorboard") is True})
     step, count = run._step, [0]
 
     def failing(*batches):
@@ -101,7 +101,7 @@ def stopped_and_resumed(splits, out, **train):
     run._step = failing
     with pytest.raises(KeyboardInterrupt):
         run.fit()
-    again = trainer(splits, out, **train)
+    again = trainer(splits, out, **{**train, "tensorboard": bool(train.get("tensorboard"))})
     again.fit(resume=True)
     return again
 
@@ -120,6 +120,9 @@ def test_curves_go_on_after_a_resume_without_doubled_steps(splits, tmp_path):
     assert timings <= set(found) == set(expected) and "train/lr" in found and "train/grad_norm" in found
     assert {name: found[name] for name in set(found) - timings} == {name: expected[name] for name in set(found) - timings}
     assert not (tmp_path / "plain" / "tensorboard").exists()
+    stopped_and_resumed(splits, tmp_path / "later", tensorboard="later")
+    late = curves(tmp_path / "later")  # asked for on going on: they begin with what there was
+    assert {name: late[name] for name in set(late) - timings} == {name: expected[name] for name in set(expected) - timings}
     trainer(splits, tmp_path / "resumed", tensorboard=True, epochs=1).fit()  # from the start: nothing of before is left
     assert [step for step, _ in curves(tmp_path / "resumed")["epoch/loss"]] == [history.epochs[0]["step"]]
 
