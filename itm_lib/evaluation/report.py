@@ -556,13 +556,13 @@ def paper_markdown(table: pd.DataFrame) -> str:
     """:func:`paper_table` as GitHub markdown, short: a table a protocol, R@1 of both ways and rSum, and below what the words mean."""
     parts = []
     for protocol, part in table.groupby(level="protocol", sort=False):
-        lines = ["| model | settings | paper: R@1 i2t / t2i, rSum | from | here: R@1 i2t / t2i, rSum | status | embedded rSum |",
+        lines = ["| model | what | paper: R@1 i2t / t2i, rSum | from | here: R@1 i2t / t2i, rSum | status | embedded rSum |",
                  "|---|---|---|---|---|---|---:|"]
         for (_, name), row in part.iterrows():
             paper = _three(row, "paper") or NO_NUMBER
             source = f"{row['source']} ({row['read in']})" if row["read in"] else ""
             here = f"{_three(row, 'here')} ({row['seeds']} seed{'s' if row['seeds'] != '1' else ''})" if row["seeds"] else ""
-            kind = ", ".join(filter(None, [row["recipe"], row["settings"]]))
+            kind = ", ".join(filter(None, [row["models"], row["recipe"], row["settings"]]))
             cells = (name, kind, paper, source, here, row["status"], row["embedded rSum"])
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts.append(f"{PROTOCOL_TITLES[protocol]}:\n\n" + "\n".join(lines))
