@@ -135,7 +135,7 @@ class ImageCaptionDataset:
             return self.regions.tensors(images, augment), None
         counts = self.regions.num_regions[np.asarray(images, dtype=np.int64)]
         width = int(counts.max())
-        features = torch.from_numpy(self.regions.stored(images, width)).float()
+        features = torch.from_numpy(self.regions.features(images, width))
         return features, torch.arange(width)[None, :] < torch.from_numpy(counts.astype(np.int64))[:, None]
 
     def __getitem__(self, rows: int | Sequence[int]) -> Batch:
