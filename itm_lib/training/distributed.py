@@ -153,12 +153,14 @@ def launch(function: Callable[..., Any], *args: Any, num_processes: int = 2, cpu
     """
     if num_processes < 1:
         raise InputError(f"num_processes is {num_processes}: at least 1 is needed")
+    gpus = torch.cuda.is_available()  # asked before _as_if_fresh hides them: the first answer holds for this process
     if num_processes == 1:
-        function(*args)
+        with _as_if_fresh(cpu) if cpu else contextlib.nullcontext():
+            function(*args)
         return
     if world_size() > 1:
         raise InputError("this is one of several processes already: call the function itself")
-    if torch.cuda.is_available() and not cpu:
+    if gpus and not cpu:
         if torch.cuda.is_initialized():
             raise InputError("the GPU was used in this notebook before, and a process with a GPU in use cannot be split: restart the "
                              "kernel and launch first")
