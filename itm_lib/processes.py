@@ -57,9 +57,16 @@ def _joined() -> bool:
             return False
         from accelerate import PartialState
 
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        PartialState(cpu=accelerator is None or accelerator.type == "mps")
+        PartialState(cpu=on_cpu())
     return dist.get_world_size() > 1
+
+
+def on_cpu() -> bool:
+    """Whether several processes compute on the CPU: there is nothing else, or ``ACCELERATE_USE_CPU`` says so."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "on"):
+        return True
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator is None or accelerator.type == "mps"  # several processes cannot share Apple's
 
 
 def _group() -> dist.ProcessGroup:
@@ -263,7 +270,7 @@ def same_random() -> Iterator[None]:
     if own is None:
         yield
         return
-    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
     with torch.random.fork_rng([] if device is None else [device]):
         torch.manual_seed(own.seed)
         yield

@@ -39,12 +39,14 @@ from itm_lib.processes import (
     gather_rows,
     is_main,
     main_first,
+    on_cpu,
     on_main,
     rank,
     share,
     world_size,
 )
 
+_TOO_LATE = "and a process that did so cannot be split: restart the kernel and launch first"
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 
 __all__ = ["Part", "all_or_none", "barrier", "from_all", "from_main", "gather_encoding", "is_main", "launch", "main_first",
@@ -145,11 +147,11 @@ def gather_encoding(encoding: Encoding) -> Encoding:
 def launch(function: Callable[..., Any], *args: Any, num_processes: int = 2, cpu: bool = False) -> None:
     """Run ``function(*args)`` in ``num_processes`` processes of this machine, one a GPU, or on the CPU; with 1, right here.
 
-    ``cpu``: on the CPU, even where there are GPUs.
+    ``cpu``: on the CPU, even where there are GPUs. On a CPU each process computes in one thread.
 
     ``function`` may be one that a notebook's cell defines. What it returns is lost: it writes what is to be kept. An
-    :class:`InputError` of any process is raised here. GPUs must not have been used before in the notebook: they do not survive a
-    fork. On a CPU each process computes in one thread.
+    :class:`InputError` of any process is raised here. On a machine with GPUs launch comes first: neither a GPU in use nor torch's
+    threads for gradients survive a fork. On one without, anything may have happened before.
     """
     if num_processes < 1:
         raise InputError(f"num_processes is {num_processes}: at least 1 is needed")
@@ -160,10 +162,9 @@ def launch(function: Callable[..., Any], *args: Any, num_processes: int = 2, cpu
         return
     if world_size() > 1:
         raise InputError("this is one of several processes already: call the function itself")
+    if gpus and torch.cuda.is_initialized():
+        raise InputError(f"the GPU was used in this notebook before, {_TOO_LATE}")
     if gpus and not cpu:
-        if torch.cuda.is_initialized():
-            raise InputError("the GPU was used in this notebook before, and a process with a GPU in use cannot be split: restart the "
-                             "kernel and launch first")
         if torch.cuda.device_count() < num_processes:
             raise InputError(f"{num_processes} processes and {torch.cuda.device_count()} GPUs: give each process one of its own")
     elif not hasattr(os, "fork"):
@@ -202,13 +203,16 @@ def _launched(function: Callable[..., Any], args: tuple[Any, ...], num_processes
 def _worker(function: Callable[..., Any], args: tuple[Any, ...], num_processes: int, told: str) -> None:
     """In a new process: ``function``, its InputError as a line in the folder ``told``."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the notebook's handler would wait for the others as long as this process does
-    if not torch.cuda.is_available():
+    if on_cpu():
         torch.set_num_threads(1)  # OpenMP's threads of before the fork are gone, and it would wait for them
     try:
         function(*args)
         barrier()
-    except InputError as error:
-        (Path(told) / f"{os.environ['RANK']}.txt").write_text(str(error), encoding="utf-8")
+    except (InputError, RuntimeError) as error:
+        if not isinstance(error, InputError) and "Autograd-and-Fork" not in str(error):
+            raise
+        line = str(error) if isinstance(error, InputError) else f"gradients were computed in this notebook where there is a GPU, {_TOO_LATE}"
+        (Path(told) / f"{os.environ['RANK']}.txt").write_text(line, encoding="utf-8")
         sys.stdout.flush()
         raise SystemExit(2) from None
 
