@@ -188,7 +188,7 @@ def test_licences_and_citation():
 
 
 LAYERS = [  # a module imports from its own layer and from those above, when it is loaded
-    {"files"}, {"data", "features"}, {"models", "losses"}, {"evaluation"}, {"training"},
+    {"files", "processes"}, {"data", "features"}, {"models", "losses"}, {"evaluation"}, {"training"},
     {"course", "runner", "pages", "search", "viz", "coursework"}, {"cli"},
 ]
 
