@@ -25,9 +25,12 @@ OLDEST_PYTHON = "3.11.0"
 
 
 def requirements(*extras):
-    """{canonical name: specifier} of the dependencies and of those extras."""
-    lines = PYPROJECT["dependencies"] + [line for extra in extras for line in PYPROJECT["optional-dependencies"][extra]]
-    return {canonicalize_name(Requirement(line).name): str(Requirement(line).specifier) for line in lines}
+    """{canonical name: specifier} of the dependencies and of those extras, and of the extras that these ask for."""
+    found = {}
+    for line in PYPROJECT["dependencies"] + [line for extra in extras for line in PYPROJECT["optional-dependencies"][extra]]:
+        wanted = Requirement(line)
+        found |= requirements(*wanted.extras) if wanted.name == PYPROJECT["name"] else {canonicalize_name(wanted.name): str(wanted.specifier)}
+    return found
 
 
 def pins():
