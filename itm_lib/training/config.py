@@ -64,7 +64,7 @@ class TrainConfig(BaseModel):
     patience: int | None = Field(None, ge=1)             # stop after so many evaluations without a better one
     log_every: int = Field(10, ge=1)                     # steps in one row of the history
     save_every: int = Field(500, ge=1)                   # steps between two checkpoints, besides each epoch's end
-    num_workers: int = Field(0, ge=0)
+    num_workers: int = Field(0, ge=0)                    # processes that read data; no more than there are CPUs
     tensorboard: bool = False                            # curves in the run's folder, tensorboard/
 
     def __init__(self, **values: Any):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -231,7 +232,7 @@ class Trainer:
         # a generator of its own: otherwise the loader takes its seed from the global one, once more after a resume
         data = _Batches(self.train, self.model.batch_layout, (self.config.seed, self.state.epoch))
         loader = iter(DataLoader(data, sampler=rows, batch_size=None,
-                                 num_workers=self.config.num_workers, generator=torch.Generator().manual_seed(0)))
+                                 num_workers=min(self.config.num_workers, usable_cpus()), generator=torch.Generator().manual_seed(0)))
         for first in range(0, len(rows), size):
             with all_or_none():
                 parts = [next(loader) for _ in rows[first : first + size]]
@@ -412,6 +413,11 @@ class Trainer:
     def _warming_up(self) -> bool:
         return (self.state.step <= self.config.warmup_steps
                 or self.state.epoch < getattr(self.model.config, "warmup_epochs", 0))
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: more loader processes than that slow it down."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_splits(model: MatchingModel, train: ImageCaptionDataset, val: ImageCaptionDataset) -> None:
