@@ -12,6 +12,7 @@ Start them with ``torchrun --nproc_per_node 2 -m itm_lib.cli train ...``, with `
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -189,11 +190,14 @@ def _launched(function: Callable[..., Any], args: tuple[Any, ...], num_processes
     launchers.print = lambda *_: None  # it says "2 CUDAs" whatever there is
     for logger in noise.values():      # of a process that ended with an error, which is raised here
         logger.setLevel(logging.CRITICAL)
+    gc.collect()
+    gc.freeze()  # a new process must not collect what is left of an earlier launch: its store would wait for a thread of this one
     try:
         launchers.notebook_launcher(_worker, (function, args, num_processes, str(told)), num_processes, use_port=str(_free_port()))
     except ChildFailedError as error:
         return error
     finally:
+        gc.unfreeze()
         for name, level in levels.items():
             noise[name].setLevel(level)
         del launchers.print
