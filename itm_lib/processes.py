@@ -263,6 +263,21 @@ def widest(width: int) -> int:
     return max(width, int(largest))
 
 
+def share_of(units: int, process: int, processes: int) -> slice:
+    """Which of a batch's ``units`` a process takes; shares differ by one at most.
+
+    >>> [share_of(5, process, 2) for process in (0, 1)]
+    [slice(0, 2, None), slice(2, 5, None)]
+    """
+    return slice(units * process // processes, units * (process + 1) // processes)
+
+
+def share_sizes(units: int) -> list[int]:
+    """How many of ``units`` each process takes."""
+    shares = [share_of(units, process, world_size()) for process in range(world_size())]
+    return [part.stop - part.start for part in shares]
+
+
 @contextlib.contextmanager
 def same_random() -> Iterator[None]:
     """Where a batch is shared, all processes draw the same random numbers inside; afterwards each goes on with its own."""

@@ -19,7 +19,7 @@ from itm_lib.data.dataset import Batch
 from itm_lib.data.pictures import Pixels
 from itm_lib.files import InputError
 from itm_lib.models.saving import FolderModel
-from itm_lib.processes import same_random
+from itm_lib.processes import all_or_none, gather_rows, rank, same_random, share, share_sizes
 
 
 @dataclass
@@ -143,6 +143,7 @@ class MatchingModel(nn.Module, FolderModel):
 
     name: ClassVar[str]                      # the registry's name: "vse", "scan", ...
     config_class: ClassVar[type[ModelConfig]]
+    shares_scores: ClassVar[bool] = False    # whether scores cost so much that several processes share them
     batch_layout: ClassVar[str] = "caption"  # how the trainer draws batches: see itm_lib.data.dataset.BatchSampler
     config: ModelConfig
 
@@ -171,6 +172,20 @@ class MatchingModel(nn.Module, FolderModel):
     def loss(self, images: Encoding, captions: Encoding, image_ids: Tensor, caption_image_ids: Tensor) -> dict[str, Tensor]:
         """``'loss'`` (a scalar) and its named terms, detached terms allowed."""
         raise NotImplementedError
+
+    def batch_scores(self, images: Encoding, captions: Encoding) -> Tensor:
+        """Scores (I, C) of a training batch, for the loss: :meth:`similarity`.
+
+        Where several processes share the batch and ``shares_scores``, each computes the columns of its share of the captions, and
+        all get all of them, with their gradient. Otherwise every process computes the whole.
+        """
+        if share() is None or not self.shares_scores:
+            return self.similarity(images, captions)
+        counts = share_sizes(len(captions))
+        first, own = sum(counts[: rank()]), counts[rank()]
+        with all_or_none():  # one that has no column computes one all the same, so that its parameters have a gradient, of 0
+            scores = self.similarity(images, captions.select(slice(first, first + own) if own else slice(0, 1)))[:, :own]
+        return gather_rows(scores.T, counts).T
 
     def explain(self, images: Encoding, captions: Encoding) -> dict[str, Tensor]:
         """What there is to look at, for all pairs: ``'attention'`` (I, C, W, R), gates, slots."""

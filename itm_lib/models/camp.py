@@ -236,6 +236,7 @@ class CAMP(FragmentModel):
     name = "camp"
     config_class = CampConfig
     batch_layout = "image"
+    shares_scores = True
     other_words = 0.1  # of words that word2vec lacks, as released
     config: CampConfig
     block_bytes: int | None = None
@@ -406,7 +407,7 @@ class CAMP(FragmentModel):
             return super().loss(images, captions, image_ids, caption_image_ids)
         positives = positive_mask(image_ids, caption_image_ids, self.config.same_image_negatives)
         pairs = matched_pairs(image_ids, caption_image_ids)
-        return bce_loss(self.similarity(images, captions), pairs, positives, *self._bce_settings)
+        return bce_loss(self.batch_scores(images, captions), pairs, positives, *self._bce_settings)
 
     @property
     def _bce_settings(self) -> tuple[str, str]:

@@ -473,6 +473,7 @@ class DivE(HingeModel):
     name = "dive"
     config_class = DiveConfig
     batch_layout = "set"
+    shares_scores = True
     config: DiveConfig
     block_bytes: int | None = None
     graph_bytes: int = 2**30
@@ -608,7 +609,7 @@ class DivE(HingeModel):
             return super().loss(images, captions, image_ids, caption_image_ids)
         positives = positive_mask(image_ids, caption_image_ids, self.config.same_image_negatives)
         pairs = matched_pairs(image_ids, caption_image_ids)
-        return semi_hard_loss(self.similarity(images, captions), pairs, positives, self.config.margin)
+        return semi_hard_loss(self.batch_scores(images, captions), pairs, positives, self.config.margin)
 
     def _regularisers(self, images: Encoding, captions: Encoding) -> dict[str, Tensor]:
         config, sides, terms = self.config, (images, captions), {}

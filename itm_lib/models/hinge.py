@@ -79,7 +79,7 @@ class HingeModel(MatchingModel):
         return {name: getattr(self.config, name) for name in ("margin", "negatives", "reduction")}
 
     def loss(self, images: Encoding, captions: Encoding, image_ids: Tensor, caption_image_ids: Tensor) -> dict[str, Tensor]:
-        scores = self.similarity(images, captions)
+        scores = self.batch_scores(images, captions)
         positives = positive_mask(image_ids, caption_image_ids, self.config.same_image_negatives)
         return hinge_loss(scores, matched_pairs(image_ids, caption_image_ids), positives, **self.hinge_settings)
 

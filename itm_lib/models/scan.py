@@ -154,6 +154,7 @@ class SCAN(FragmentModel):
     """
 
     name = "scan"
+    shares_scores = True
     config_class = SCANConfig
     config: SCANConfig
     block_bytes: int | None = None

@@ -44,6 +44,7 @@ from itm_lib.processes import (
     on_main,
     rank,
     share,
+    share_of,
     world_size,
 )
 
@@ -62,15 +63,6 @@ def seed_of(seed: int, process: int, *more: int) -> int:
 
 
 # --- shares of a batch --------------------------------------------------------------------------------------------------
-
-
-def share_of(units: int, process: int, processes: int) -> slice:
-    """Which of a batch's ``units`` a process takes; shares differ by one at most.
-
-    >>> [share_of(5, process, 2) for process in (0, 1)]
-    [slice(0, 2, None), slice(2, 5, None)]
-    """
-    return slice(units * process // processes, units * (process + 1) // processes)
 
 
 def batch_units(dataset: ImageCaptionDataset, captions: Sequence[int], layout: str) -> list[list[int]]:
