@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -359,6 +360,8 @@ def one_each(option: str, arguments: list[str]) -> list[str]:
 def _stop(line: str, code: int) -> NoReturn:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine, not once a process
         print(f"itm: {' '.join(line.split())}", file=sys.stderr)
+    else:
+        time.sleep(1)  # torchrun ends all with the first that ends: not before the line is told
     raise SystemExit(code)
 
 

@@ -41,7 +41,8 @@ def test_a_run_comes_to_every_moment(uninterrupted):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_a_moment_it_ends_the_same(moment, uninterrupted, world, tmp_path):
     expected, seen = uninterrupted
-    assert not attempt(recipe(world), tmp_path / "run", Killer(moment, (seen[moment] + 1) // 2))
+    number = 1 if moment in FILES else (seen[moment] + 1) // 2  # the first stage has one epoch, and ends with its first files
+    assert not attempt(recipe(world), tmp_path / "run", Killer(moment, number))
     assert attempt(recipe(world), tmp_path / "run", Killer())
     assert same_outcome(outcome(tmp_path / "run"), expected) == []
 
