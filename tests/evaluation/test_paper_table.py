@@ -160,9 +160,9 @@ def test_the_recipes_that_come_along_have_rows():
 def test_as_markdown_it_says_what_the_words_mean(tmp_path):
     text = paper_markdown(paper_table([result(445.0, 447.0)], recipes=RECIPES))
     assert "Flickr30K, 1000 test pictures:\n\n| model |" in text and "COCO, 5000 test pictures:" in text
-    assert ("| SCAN t-i AVG | flickr30k/scan_ti_avg, published | 61.8 / 45.8, 446.2 | SCAN, ECCV 2018, tables 1, 3 (the paper) | "
+    assert ("| SCAN t-i AVG | single, flickr30k/scan_ti_avg, published | 61.8 / 45.8, 446.2 | SCAN, ECCV 2018, tables 1, 3 (the paper) | "
             "74.3 ± 0.2 / 74.3 ± 0.2, 446.0 ± 1.4 (2 seeds) | reproduced |  |") in text
-    assert f"| HREM BiGRU | flickr30k/hrem_bigru, ours, chosen on val | {NO_NUMBER} |  |  | not run |  |" in text
+    assert f"| HREM BiGRU | single, flickr30k/hrem_bigru, ours, chosen on val | {NO_NUMBER} |  |  | not run |  |" in text
     assert text.splitlines()[-1].startswith("reproduced: the mean rSum here is at most 1 % below")
     assert len({line.count(" | ") for line in text.splitlines() if line.startswith("| ")}) == 1
 
