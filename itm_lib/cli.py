@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from itm_lib.files import InputError, data_dir, nearest, project_root, validation_line
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from itm_lib.evaluation.report import Metric, Result
-    from itm_lib.training.recipe import Run
 
 # Modules that take seconds to import (torch, papermill) are imported inside the command that needs them.
 
@@ -167,19 +168,15 @@ def train(
     if out is None:
         raise InputError("no --out: give the folder of the run")
     if seeds:
-        _print_runs(run_seeds(loaded, seeds, out, resume=not fresh))
+        from itm_lib.evaluation.report import Metric
+
+        runs = run_seeds(loaded, seeds, out, resume=not fresh)
+        if _first_process():
+            _print_metrics({name: Metric.of([run.metrics[name] for run in runs]) for name in runs[0].metrics}, width=16)
     else:
         run = run_recipe(loaded, out, resume=not fresh)
         if _first_process():
             _print_metrics(run.metrics)
-
-
-def _print_runs(runs: list[Run]) -> None:
-    from itm_lib.evaluation.report import Metric
-
-    if _first_process():
-        for name in runs[0].metrics:
-            print(f"{name:24} {Metric.of([run.metrics[name] for run in runs]).shown_as(name):>16}")
 
 
 def _first_process() -> bool:
@@ -228,22 +225,17 @@ def evaluate(
     result = measure(models, data, split, progress=True, scores_file=save_scores, command=command)
     if out:
         write_result(out, result)
-    for name, metric in result.metrics.items():
-        print(f"{name:24} {_number(name, metric):>8}")
+    _print_metrics(result.metrics)
 
 
-def _number(name: str, metric: Metric) -> str:
-    """Two decimals of one seed's number; of several seeds mean and spread, as tables have them."""
-    from itm_lib.evaluation.report import is_fraction
-
-    return f"{metric.mean:.2f}" if metric.sd is None and not is_fraction(name) else metric.shown_as(name)
-
-
-def _print_metrics(metrics: dict[str, float]) -> None:
-    from itm_lib.evaluation.report import fraction, is_fraction
+def _print_metrics(metrics: Mapping[str, float | Metric], width: int = 8) -> None:
+    """A line a metric: two decimals of one seed's number; of several seeds mean and spread, as tables have them."""
+    from itm_lib.evaluation.report import Metric, is_fraction
 
     for name, value in metrics.items():
-        print(f"{name:24} {fraction(value) if is_fraction(name) else format(value, '.2f'):>8}")
+        metric = value if isinstance(value, Metric) else Metric.of([value])
+        number = f"{metric.mean:.2f}" if metric.sd is None and not is_fraction(name) else metric.shown_as(name)
+        print(f"{name:24} {number:>{width}}")
 
 
 @app.command()

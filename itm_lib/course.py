@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from itm_lib.files import InputError, nearest, project_root, validation_line
+from itm_lib.files import InputError, locked, nearest, project_root, validation_line
 
 if TYPE_CHECKING:
     from itm_lib.evaluation.report import Result
@@ -100,12 +100,7 @@ def hold(lock: Path, otherwise: str) -> None:
     key = lock.resolve()
     if key in _locks:
         return
-    file_lock = FileLock(key)
-    try:
-        file_lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"the folder {lock.parent.name} is in use, {otherwise}") from None
-    _locks[key] = file_lock
+    _locks[key] = locked(key, f"the folder {lock.parent.name} is in use, {otherwise}")
 
 
 def write_metrics(out_dir: str | Path, results: Result | Sequence[Result]) -> Path:

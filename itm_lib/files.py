@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -70,6 +72,29 @@ def project_root(start: Path | None = None) -> Path:
 def data_dir() -> Path:
     """Where datasets, caches and results live: ``$ITM_DATA`` or data/ of the checkout."""
     return Path(os.environ["ITM_DATA"]) if os.environ.get("ITM_DATA") else project_root() / "data"
+
+
+def locked(path: Path, otherwise: str) -> FileLock:
+    """The lock file ``path``, held by this process; where another holds it, an :class:`InputError` that says ``otherwise``.
+
+    The system frees it when the process ends, even if it is killed.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(otherwise) from None
+    return lock
+
+
+@contextlib.contextmanager
+def held(path: Path, otherwise: str) -> Iterator[None]:
+    """:func:`locked` while inside."""
+    lock = locked(path, otherwise)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from itm_lib.data.captions import SPECIAL, Tokenizer, Vocabulary
@@ -31,7 +30,7 @@ from itm_lib.data.feature_files import Features, Passes, RepeatedRows, open_feat
 from itm_lib.data.pictures import SUFFIXES
 from itm_lib.data.published import CAPTIONS_PER_IMAGE, DATASETS, VAL_IMAGES, DatasetInfo, dataset_info, instructions
 from itm_lib.data.regions import FileRows, RegionStore, RegionWriter
-from itm_lib.files import InputError, data_dir, read_json, write_json, write_jsonl
+from itm_lib.files import InputError, data_dir, held, read_json, write_json, write_jsonl
 
 __all__ = ["DATASETS", "DatasetInfo", "import_karpathy", "import_scan_archive", "instructions", "prepare"]
 
@@ -340,15 +339,8 @@ def _folder(out: Path, name: str, progress: bool) -> Iterator[Passes]:
         if meta.get("name") != name:
             raise InputError(f"{out} holds another dataset already ({meta.get('name', 'of unknown origin')}): give another --out, or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".import.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{out} is being written by another import: wait for it, or give another --out") from None
-    try:
+    with held(out / ".import.lock", f"{out} is being written by another import: wait for it, or give another --out"):
         yield Passes(out / ".sources.json", progress)
-    finally:
-        lock.release()
 
 
 class _Folder:

@@ -60,7 +60,7 @@ def evaluate_runs(runs: Sequence[str | Path], data: str | Path, split: str = "te
     if scores_file is not None and len(folders) > 1:
         raise InputError(f"{len(folders)} models and one file of scores: give one model, or average them with --ensemble")
     recipes = [recipe_of(folder) for folder in folders]  # before minutes of work
-    seeds = [recipe.get("train", {}).get("seed", number) for number, recipe in enumerate(recipes)]
+    seeds = _seeds(recipes)
     for number, folder in enumerate(folders[1:], 1):
         if _without_seeds(recipes[number]) != _without_seeds(recipes[0]):
             raise InputError(f"{folder} is of another recipe than {folders[0]}: measure them one by one, or average them with --ensemble")
@@ -82,7 +82,7 @@ def evaluate_ensemble_runs(runs: Sequence[str | Path], data: str | Path, split: 
         raise InputError("an ensemble needs at least two models: give more, or leave --ensemble out")
     members = [[run] if Path(run).suffix in KINDS else model_folders(run) for run in runs]
     recipes = [[{} if Path(folder).suffix in KINDS else recipe_of(folder) for folder in member] for member in members]
-    seeds = [[recipe.get("train", {}).get("seed", number) for number, recipe in enumerate(each)] for each in recipes]
+    seeds = [_seeds(each) for each in recipes]
     if len(members[0]) > 1 and any(each != seeds[0] for each in seeds) or len({len(each) for each in members}) > 1:
         told = "; ".join(f"{run}: {', '.join(map(str, each))}" for run, each in zip(runs, seeds))
         raise InputError(f"the runs of this ensemble have different seeds ({told}): give runs of the same seeds")
@@ -93,6 +93,11 @@ def evaluate_ensemble_runs(runs: Sequence[str | Path], data: str | Path, split: 
     return Result.from_runs(metrics, seeds=seeds[0], model=" + ".join(map(label_of, runs)), dataset=Path(data).resolve().name, split=split,
                             profile="", config={"ensemble": [each[0] for each in recipes]}, command=command,
                             seconds=time.monotonic() - start)
+
+
+def _seeds(recipes: Sequence[dict[str, Any]]) -> list[int]:
+    """The seed of each recipe; its place where it has none."""
+    return [recipe.get("train", {}).get("seed", number) for number, recipe in enumerate(recipes)]
 
 
 def _without_seeds(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -124,15 +124,15 @@ def _all_parts(parts: list[Encoding | None]) -> Encoding:
 
 
 def encode_images(model: MatchingModel, dataset: ImageCaptionDataset, batch_size: int = 256,
-                  device: torch.device | str | None = None, progress: bool = False) -> Encoding:
-    """The Encoding of all images of ``dataset``, each row once, in their order, on the CPU."""
+                  device: torch.device | str | None = None, progress: bool = False, rows: Sequence[int] | None = None) -> Encoding:
+    """The Encoding of the images ``rows`` of ``dataset`` (default: all, each once), in their order, on the CPU."""
     parts, batch_size = [], min(batch_size, PICTURES) if dataset.pixels else batch_size
     with evaluating(model, device) as where, _agreeing():
-        for rows in _batches(list(range(dataset.num_images)), batch_size, "images", progress):
+        for batch in _batches(list(range(dataset.num_images) if rows is None else rows), batch_size, "images", progress):
             if not _is_ours(len(parts)):
                 parts.append(None)
                 continue
-            regions, mask = dataset.image_tensors(rows)
+            regions, mask = dataset.image_tensors(batch)
             parts.append(model.encode_images(regions.to(where), None if mask is None else mask.to(where)).to("cpu"))
     return _all_parts(parts)
 

@@ -21,7 +21,7 @@ import torch
 
 from itm_lib.data.dataset import open_split
 from itm_lib.data.regions import find_regions
-from itm_lib.evaluation.scoring import encode_tokens, evaluating, similarity_matrix
+from itm_lib.evaluation.scoring import encode_images, encode_tokens, similarity_matrix
 from itm_lib.files import InputError
 from itm_lib.models.base import Encoding, vocabulary_for
 from itm_lib.processes import world_size
@@ -212,14 +212,10 @@ class _Trial(Trainer):
     def _encode(self, images: int, captions: int) -> tuple[tuple[Encoding, Encoding], float, float]:
         """Encodings of the first images and captions, and the seconds of each."""
         began = time.perf_counter()
-        parts = []
-        with evaluating(self.model) as device:
-            for rows in torch.arange(images).split(32):
-                regions, mask = self.val.image_tensors(rows.tolist())
-                parts.append(self.model.encode_images(regions.to(device), None if mask is None else mask.to(device)).to("cpu"))
+        regions = encode_images(self.model, self.val, 32, rows=range(images))
         between = time.perf_counter()
         words = encode_tokens(self.model, self.val.tokens[:captions])
-        return (Encoding.cat(parts), words), between - began, time.perf_counter() - between
+        return (regions, words), between - began, time.perf_counter() - between
 
 
 def _all_on(model: dict[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from itm_lib.files import InputError, read_jsonl, replace_atomically, write_jsonl
+from itm_lib.files import InputError, held, read_jsonl, replace_atomically, write_jsonl
 from itm_lib.processes import from_all, is_main, on_main, rank
 
 if TYPE_CHECKING:
@@ -198,22 +197,15 @@ def sole_use(folder: Path, name: str = ".lock") -> Iterator[None]:
 
     Of several processes the main one holds it for all.
     """
-    with on_main(_held(folder, name)):
+    with on_main(_made_and_held(folder, name)):
         yield
 
 
 @contextlib.contextmanager
-def _held(folder: Path, name: str) -> Iterator[None]:
+def _made_and_held(folder: Path, name: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / name)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{folder} is in use by another run: wait for it, or give another out_dir") from None
-    try:
+    with held(folder / name, f"{folder} is in use by another run: wait for it, or give another out_dir"):
         yield
-    finally:
-        lock.release()
 
 
 def cpu_weights(model: torch.nn.Module) -> dict[str, Tensor]:
