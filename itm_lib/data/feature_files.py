@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from itm_lib.data.regions import FileRows, RegionStore
-from itm_lib.files import InputError, read_json, write_json
+from itm_lib.files import InputError, one_line, read_json, write_json
 
 TSV_COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 LONGEST_LINE = 2**26  # bytes; 100 regions of 2048 numbers take 1.1 million
@@ -325,7 +325,7 @@ def _shares(content: Any, name: str, path: Path) -> np.ndarray:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    why = " ".join(str(error).split())[:100]
+    why = one_line(error, 100)
     return InputError(f"{path} cannot be read ({why}): it is damaged or cut short, get it again")
 
 

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from itm_lib.files import InputError, read_json
+from itm_lib.files import InputError, one_line, read_json
 
 IN_MEMORY = 2**30  # bytes of features up to which in_memory=None loads them
 HALF = np.finfo(np.float16).max
@@ -71,7 +71,7 @@ class FileRows:
             try:
                 shape, by_column, dtype = readers[np.lib.format.read_magic(file)](file)
             except (ValueError, KeyError, EOFError) as error:
-                raise InputError(f"{path} cannot be read as .npy ({_short(error)}): it is damaged or cut short, get it again") from None
+                raise InputError(f"{path} cannot be read as .npy ({one_line(error)}): it is damaged or cut short, get it again") from None
             offset = file.tell()
         if dtype.kind != "f" or not dtype.isnative or by_column or not shape:
             order = ", column by column" if by_column else ""
@@ -120,7 +120,7 @@ class _ChunkedRows:
         try:
             self._file[self.name].read_direct(out, np.s_[int(row), : len(out)])
         except OSError as error:
-            raise InputError(f"{self.path} row {row} cannot be read ({_short(error)}): the file is damaged, make it again") from None
+            raise InputError(f"{self.path} row {row} cannot be read ({one_line(error)}): the file is damaged, make it again") from None
 
 
 class RegionWriter:
@@ -220,7 +220,7 @@ class RegionWriter:
             while len(rest):
                 rest = rest[self._file.write(rest):]
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written ({_short(error)}): make room, and start the same again") from None
+            raise InputError(f"{self.path} cannot be written ({one_line(error)}): make room, and start the same again") from None
 
     def __enter__(self) -> RegionWriter:
         return self
@@ -280,7 +280,7 @@ class RegionStore:
                 if "checksum" in file:
                     self._checksums = file["checksum"][:]
         except OSError as error:
-            raise InputError(f"{self.path} cannot be read as HDF5, perhaps cut short ({_short(error)}); extract again") from None
+            raise InputError(f"{self.path} cannot be read as HDF5, perhaps cut short ({one_line(error)}); extract again") from None
         if len(self.image_ids) != self._rows.shape[0]:
             raise InputError(f"{self.path}: features, image_ids and num_regions differ in length; extract again")
 
@@ -438,7 +438,3 @@ def _padded(values: np.ndarray, shape: tuple[int, int], dtype: str) -> np.ndarra
     out = np.zeros(shape, dtype)
     out[: len(values)] = values
     return out
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
