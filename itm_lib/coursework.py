@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,69 @@ def check_nearest_regions(answer: Callable[[Tensor, Tensor, int], Tensor]) -> No
                {"compare directions: divide each vector by its length first": nearest(random, owners, k, cosine=False),
                 "a region's own picture does not count": nearest(random, owners, k, others=False),
                 "those are the farthest; a large cosine is near": nearest(random, owners, k, flip=True)})
+    right(answer)
+
+
+def check_interpolation_weights(answer: Callable[[Tensor, int], Tensor]) -> None:
+    """``answer(places (n,), size)``: (n, size), a row a place: how much each of ``size`` cells counts at that place.
+
+    Places run from 0, the left edge of the first cell, to ``size``, the right edge of the last; cell i has its centre at
+    i + 0.5. Between two centres the two cells share the weight linearly; beyond the outermost centres the outermost cell has all.
+    """
+    def weights(places: Tensor, size: int, half: float = 0.5, clamped: bool = True, nearest: bool = False) -> Tensor:
+        at = places - half
+        at = at.clamp(0, size - 1) if clamped else at
+        distance = (at[:, None] - torch.arange(size)).abs()
+        return torch.nn.functional.one_hot(distance.argmin(1), size).float() if nearest else (1 - distance).clamp(min=0)
+
+    def mistakes(places: Tensor, size: int) -> dict[str, Tensor]:
+        return {"the centre of cell i is at i + 0.5, so half a cell is to be taken off first": weights(places, size, half=0.0),
+                "beyond the outermost centres the outermost cell has all the weight: every row sums to 1": weights(places, size, clamped=False),
+                "that is the nearest cell alone; two neighbours share the weight by distance": weights(places, size, nearest=True),
+                "a row a place and a column a cell, not the other way round": weights(places, size).T}
+
+    for places, size, case in (([1.25, 1.9, 2.75], 4, "the places 1.25, 1.9 and 2.75 of 4 cells"), ([0.1, 2.9], 3, "two places near the ends of 3 cells")):
+        places = torch.tensor(places)
+        expect(answer, (places, size), weights(places, size), case, mistakes(places, size))
+    for seed, size in ((0, 2), (1, 5), (2, 9)):
+        places = torch.rand(7, generator=_seed(seed)) * size
+        expect(answer, (places, size), weights(places, size), f"7 random places of {size} cells", mistakes(places, size))
+    right(answer)
+
+
+def check_kept_boxes(answer: Callable[[Tensor, Tensor, float], Sequence[int]]) -> None:
+    """``answer(boxes (n, 4), scores (n,), threshold)``: the numbers of the boxes that non-maximum suppression keeps, the surest first."""
+    def kept(boxes: Tensor, scores: Tensor, threshold: float, greedy: bool = True, last: bool = False, sign: int = -1) -> list[int]:
+        iou, order = overlap(boxes.numpy(), boxes.numpy())[0], np.argsort(sign * scores.numpy(), kind="stable").tolist()
+        left: list[int] = []
+        for place, row in enumerate(order):
+            against = (left[-1:] if last else left) if greedy else order[:place]
+            if all(iou[row, other] <= threshold for other in against):
+                left.append(row)
+        return left
+
+    def mistakes(boxes: Tensor, scores: Tensor, threshold: float) -> dict[str, list[int]]:
+        return {"a box that was thrown away throws away no other": kept(boxes, scores, threshold, greedy=False),
+                "compare with every box kept so far, not with the last one alone": kept(boxes, scores, threshold, last=True),
+                "begin with the surest box, not with the least sure": kept(boxes, scores, threshold, sign=1),
+                "the kept boxes stand by falling score, the surest first": sorted(kept(boxes, scores, threshold)),
+                "those are all the boxes: throw away what overlaps a surer, kept box by more than the threshold":
+                    scores.argsort(descending=True).tolist()}
+
+    def try_case(boxes: Tensor, scores: Tensor, threshold: float, case: str) -> None:
+        def padded(rows: Any) -> Any:  # answers of different lengths can be compared: -1 fills the end
+            return rows if rows is None or rows is Ellipsis else [*map(int, rows), *[-1] * (len(boxes) - len(rows))]
+
+        wanted = {why: padded(rows) for why, rows in mistakes(boxes, scores, threshold).items()}
+        expect(wraps(answer)(lambda *arguments: padded(answer(*arguments))), (boxes, scores, threshold), padded(kept(boxes, scores, threshold)),
+               f"{case} (-1 stands for no box)", wanted)
+
+    row = torch.tensor([[0.2, 0.0, 0.6, 1.0], [0.0, 0.0, 0.4, 1.0], [0.6, 0.0, 1.0, 1.0], [0.35, 0.0, 0.75, 1.0]])
+    try_case(row, torch.tensor([0.7, 0.9, 0.5, 0.6]), 0.3, "four boxes in a row, threshold 0.3")
+    try_case(row, torch.tensor([0.9, 0.8, 0.95, 0.1]), 0.3, "the same boxes with other scores")
+    for seed, threshold in ((0, 0.2), (1, 0.4), (2, 0.6)):
+        corners = torch.rand(14, 2, 2, generator=_seed(seed)).sort(1).values.reshape(14, 4)
+        try_case(corners, torch.rand(14, generator=_seed(seed + 10)), threshold, f"14 random boxes, threshold {threshold}")
     right(answer)
 
 
@@ -947,6 +1011,77 @@ def _same_state(one: Any, other: Any) -> bool:
     if isinstance(one, np.random.Generator) and isinstance(other, np.random.Generator):
         return one.bit_generator.state == other.bit_generator.state
     return type(one) is type(other) and np.array_equal(one, other)
+
+
+# ---- 08 Search ---------------------------------------------------------------------------------------------------------
+
+def check_index_recall(answer: Callable[[Tensor, Tensor], float]) -> None:
+    """``answer(found (Q, k), exact (Q, k))``: recall@k of an index in percent: how many of the exact first k it found, on average."""
+    def recall(found: Tensor, exact: Tensor) -> Tensor:
+        return 100 * (found[:, :, None] == exact[:, None, :]).any(2).float().mean()
+
+    def mistakes(found: Tensor, exact: Tensor) -> dict[str, Any]:
+        hits = (found[:, :, None] == exact[:, None, :]).any(2).float()
+        return {"that is a share, recall is in percent": hits.mean(),
+                "the order within the first k does not matter: a picture counts wherever it stands": 100 * (found == exact).float().mean(),
+                "count all k of a query, not whether any of them was found": 100 * hits.amax(1).mean(),
+                "that is the first place alone": 100 * hits[:, 0].mean(),
+                "divide by all Q · k places": 100 * hits.sum() / len(found)}
+
+    cases = [(torch.tensor([[3, 1, 7], [4, 5, 6]]), torch.tensor([[1, 3, 2], [4, 9, 8]]), "two queries with k = 3")]
+    for seed, k in ((0, 1), (1, 5), (2, 10)):
+        found, exact = (torch.rand(6, 16, generator=_seed(seed + shift)).argsort(1)[:, :k] for shift in (0, 10))
+        cases.append((found, exact, f"6 random queries with k = {k}"))
+    for found, exact, case in cases:
+        expect(answer, (found, exact), recall(found, exact), case, mistakes(found, exact))
+    right(answer)
+
+
+def check_table_scores(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """``answer(query (D,), codebooks (M, K, D/M), codes (N, M))``: the query's products with N coded vectors, (N,), the query not coded."""
+    def scores(query: Tensor, codebooks: Tensor, codes: Tensor) -> Tensor:
+        vectors = torch.cat([codebook[codes[:, part]] for part, codebook in enumerate(codebooks)], dim=1)
+        return vectors @ query
+
+    def mistakes(query: Tensor, codebooks: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        parts, width = len(codebooks), codebooks.shape[2]
+        pieces = query.reshape(parts, width)
+        nearest = torch.stack([codebook[torch.cdist(piece[None], codebook).argmin()] for piece, codebook in zip(pieces, codebooks)])
+        vectors = torch.cat([codebook[codes[:, part]] for part, codebook in enumerate(codebooks)], dim=1)
+        return {"only the stored vectors are coded: the query keeps its own numbers": scores(nearest.reshape(-1), codebooks, codes),
+                "add up the parts: each gives one number from its own row of the table": vectors[:, :width] @ pieces[0],
+                "every part has a codebook of its own": scores(query, codebooks[:1].expand_as(codebooks), codes),
+                "those are squared distances; the product is asked for": ((vectors - query) ** 2).sum(1)}
+
+    codebooks = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[2.0, 1.0], [-1.0, 0.5]]])
+    cases = [(torch.tensor([0.5, 2.0, 1.0, -1.0]), codebooks, torch.tensor([[0, 0], [1, 0], [1, 1]]), "three vectors coded in two parts of two words")]
+    for seed, (parts, words, width) in enumerate(((2, 4, 3), (4, 16, 2), (3, 8, 5))):
+        books = torch.randn(parts, words, width, generator=_seed(seed))
+        codes = torch.randint(0, words, (20, parts), generator=_seed(seed + 10))
+        cases.append((torch.randn(parts * width, generator=_seed(seed + 20)), books, codes, f"20 random vectors coded in {parts} parts of {words} words"))
+    for *arguments, case in cases:
+        expect(answer, arguments, scores(*arguments), case, mistakes(*arguments))
+    right(answer)
+
+
+def check_fused_scores(answer: Callable[[Tensor, float], Tensor]) -> None:
+    """``answer(rankings (L, N), k)``: reciprocal rank fusion. A row lists the N pictures, the best first; the answer is a score a picture, (N,)."""
+    def fused(rankings: Tensor, k: float, first: int = 1) -> Tensor:
+        return (1 / (k + first + rankings.argsort(1))).sum(0)
+
+    def mistakes(rankings: Tensor, k: float) -> dict[str, Tensor]:
+        return {"the best picture has rank 1, not 0": fused(rankings, k, first=0),
+                "a row lists pictures by rank: turn it round, to the rank of each picture, first": (1 / (k + 1 + rankings)).sum(0),
+                "add up the lists, do not take the mean": fused(rankings, k) / len(rankings),
+                "k belongs below the line, beside the rank": fused(rankings, 0.0),
+                "that is the first list alone": fused(rankings[:1], k)}
+
+    cases = [(torch.tensor([[2, 0, 1], [0, 1, 2]]), 2.0, "two lists of three pictures, k = 2")]
+    cases += [(torch.rand(lists, 9, generator=_seed(lists)).argsort(1), k, f"{lists} random lists of nine pictures, k = {k:g}")
+              for lists, k in ((2, 60.0), (3, 10.0), (4, 60.0))]
+    for rankings, k, case in cases:
+        expect(answer, (rankings, k), fused(rankings, k), case, mistakes(rankings, k), tolerance=1e-7)
+    right(answer)
 
 
 def _seed(number: int) -> torch.Generator:

@@ -84,6 +84,37 @@ def nearest_regions(features, owners, k, cosine=True, others=True):
     return scores.argsort(dim=1, descending=True)[:, :k]
 
 
+def interpolation_weights(places, size, half=0.5, clamped=True):
+    at = (places - half).clamp(0, size - 1) if clamped else places - half
+    low = at.floor().long().clamp(0, max(size - 2, 0))
+    share = (at - low)[:, None]
+    cells = torch.arange(size)
+    return ((1 - share) * (cells == low[:, None]) + share * (cells == low[:, None] + 1)).clamp(0, 1)
+
+
+def kept_boxes(boxes, scores, threshold, over=True, lowest=False):
+    left, kept = scores.argsort(descending=not lowest).tolist(), []
+    while left:
+        best = left.pop(0)
+        kept.append(best)
+        if over:
+            left = [other for other in left if box_iou(boxes[[best]], boxes[[other]])[0, 0] <= threshold]
+    return kept
+
+
+def boxes_without_greed(boxes, scores, threshold):
+    iou, order = box_iou(boxes, boxes), scores.argsort(descending=True).tolist()
+    return [row for place, row in enumerate(order) if all(iou[row, other] <= threshold for other in order[:place])]
+
+
+def boxes_against_the_last(boxes, scores, threshold):
+    iou, kept = box_iou(boxes, boxes), []
+    for row in scores.argsort(descending=True).tolist():
+        if not kept or iou[row, kept[-1]] <= threshold:
+            kept.append(row)
+    return kept
+
+
 # ---- 02 SCAN -------------------------------------------------------------------------------------------------------------
 
 def normalised(raw, dim=1, leak=0.1, squash=True):
@@ -261,6 +292,25 @@ def checkpoint(run, without=(), copied=True):
     return {name: copy.deepcopy(getattr(run, name)) if copied else getattr(run, name) for name in coursework.ToyRun.NAMES if name not in without}
 
 
+# ---- 08 Search -----------------------------------------------------------------------------------------------------------
+
+def index_recall(found, exact):
+    return 100 * sum(len(set(one.tolist()) & set(two.tolist())) for one, two in zip(found, exact)) / found.numel()
+
+
+def table_scores(query, codebooks, codes, parts=None):
+    table = torch.einsum("mkd,md->mk", codebooks, query.reshape(len(codebooks), -1))
+    return sum(table[part][codes[:, part]] for part in range(parts or len(codebooks)))
+
+
+def fused_scores(rankings, k, first=1):
+    scores = torch.zeros(rankings.shape[1], dtype=torch.float64)
+    for ranking in rankings.tolist():
+        for rank, picture in enumerate(ranking, first):
+            scores[picture] += 1 / (k + rank)
+    return scores
+
+
 CASES = [
     (coursework.check_caption_recall, caption_recall, [
         (lambda s, o, k: caption_recall(s, o, k, ties_against=False), "ties count against the query"),
@@ -308,6 +358,19 @@ CASES = [
         (lambda f, o, k: nearest_regions(f, o, k, others=False), "own picture does not count"),
         (lambda f, o, k: nearest_regions(f, o, k, cosine=False), "divide each vector by its length"),
         (lambda f, o, k: torch.cdist(f, f).masked_fill(o[:, None] == o, -1).topk(k, dim=1).indices, "farthest|regions"),
+    ]),
+    (coursework.check_interpolation_weights, interpolation_weights, [
+        (lambda p, n: interpolation_weights(p, n, half=0.0), "half a cell is to be taken off"),
+        (lambda p, n: (1 - (p[:, None] - 0.5 - torch.arange(n)).abs()).clamp(min=0), "every row sums to 1"),
+        (lambda p, n: torch.nn.functional.one_hot(p.floor().long().clamp(max=n - 1), n).float(), "the nearest cell alone"),
+        (lambda p, n: interpolation_weights(p, n).T, "shape|row a place"),
+    ]),
+    (coursework.check_kept_boxes, kept_boxes, [
+        (boxes_without_greed, "throws away no other"),
+        (boxes_against_the_last, "not with the last one alone"),
+        (lambda b, s, t: kept_boxes(b, s, t, lowest=True), "not with the least sure"),
+        (lambda b, s, t: sorted(kept_boxes(b, s, t)), "by falling score"),
+        (lambda b, s, t: kept_boxes(b, s, t, over=False), "all the boxes"),
     ]),
     (coursework.check_normalise_raw, normalised, [
         (lambda r: normalised(r, dim=0), "runs over the words"),
@@ -486,6 +549,26 @@ CASES = [
         (lambda run: {**checkpoint(run), "step": 0}, "another step"),
         (lambda run: [run.weights], "returns a list"),
         (lambda run: {**checkpoint(run), "speed": 3}, "a run has no 'speed'"),
+    ]),
+    (coursework.check_index_recall, index_recall, [
+        (lambda f, e: index_recall(f, e) / 100, "in percent"),
+        (lambda f, e: 100 * (f == e).float().mean(), "wherever it stands"),
+        (lambda f, e: 100 * (f[:, :, None] == e[:, None]).any(2).any(1).float().mean(), "not whether any of them"),
+        (lambda f, e: index_recall(f[:, :1], e), "the answer is 50"),
+    ]),
+    (coursework.check_table_scores, table_scores, [
+        (lambda q, b, c: table_scores(q, b, c, parts=1), "add up the parts"),
+        (lambda q, b, c: table_scores(q, b[:1].expand_as(b), c), "a codebook of its own"),
+        (lambda q, b, c: sum((b[m][c[:, m]] - q.reshape(len(b), -1)[m]).pow(2).sum(1) for m in range(len(b))), "squared distances"),
+        (lambda q, b, c: table_scores(torch.cat([book[(book - part).norm(dim=1).argmin()] for book, part in zip(b, q.reshape(len(b), -1))]), b, c),
+         "the query keeps its own numbers"),
+    ]),
+    (coursework.check_fused_scores, fused_scores, [
+        (lambda r, k: fused_scores(r, k, first=0), "has rank 1, not 0"),
+        (lambda r, k: (1 / (k + 1 + r)).sum(0), "turn it round"),
+        (lambda r, k: fused_scores(r, k) / len(r), "do not take the mean"),
+        (lambda r, k: fused_scores(r, 0), "below the line"),
+        (lambda r, k: fused_scores(r[:1], k), "the first list alone"),
     ]),
 ]
 CHECKERS = {checker.__name__: (checker, answer, wrong) for checker, answer, wrong in CASES}
