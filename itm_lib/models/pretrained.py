@@ -6,24 +6,20 @@ without it.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from itm_lib.data.captions import BERT_FILES, WordPieces, pretrained_folder
-from itm_lib.files import InputError, one_line, read_json
+from itm_lib.data.captions import BERT_FILES, WordPieces
+from itm_lib.features.pretrained import BACKBONE_FILES, IMAGENET, read_normalisation, read_pretrained
+from itm_lib.files import InputError, one_line
 from itm_lib.models.hinge import GruConfig
 from itm_lib.models.layers import BatchNorm2d
-
-BACKBONE_FILES = ("config.json", "model*.safetensors*", "preprocessor_config.json")
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of red, green and blue
 
 
 class WordsConfig(GruConfig):
@@ -187,58 +183,6 @@ def build_backbone(architecture: dict[str, Any]) -> nn.Module:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         why = one_line(error)
         raise InputError(f"backbone_config describes no model ({why}): give model_type, like resnet, and its settings") from None
-
-
-def read_normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation of pictures, in its preprocessor_config.json, or ImageNet's where that says nothing."""
-    path = pretrained_folder(name, BACKBONE_FILES, "backbone") / "preprocessor_config.json"
-    content = read_json(path) if path.is_file() else {}
-    mean, std = (content.get(key, usual) for key, usual in zip(("image_mean", "image_std"), IMAGENET))
-    if not content.get("do_normalize", True):
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if any(not isinstance(part, Sequence) or len(part) != 3 for part in (mean, std)) or not all(std):
-        raise InputError(f"{path}: image_mean and image_std must be three numbers each: mend the file")
-    return mean, std
-
-
-def read_pretrained(name: str, what: str, files: Sequence[str]) -> nn.Module:
-    """The model in the folder ``name``, or of that name on the Hub, in float32; of one for pictures and text, its half for pictures.
-
-    ``what``: the setting that names it, "bert" or "backbone".
-    """
-    from transformers import AutoConfig, AutoModel
-
-    folder, problem = pretrained_folder(name, files, what), None
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder)
-            config = getattr(config, "vision_config", config)
-            model, report = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        problem = one_line(error)
-    else:
-        lacking = [key for key in sorted(report["missing_keys"]) if "pooler." not in key]
-        if lacking:
-            problem = f"its weights lack {lacking[0]}"
-    if problem:
-        raise InputError(f"{what} {name!r} cannot be read ({problem}): give a folder that holds one, or its name on the Hub")
-    return model
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without its bar and its report on weights, in which nothing is wrong that is not told here."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
 
 
 def check_vocabulary(ours: int, theirs: int) -> None:
