@@ -382,12 +382,15 @@ def _score_axes(ax: Axes, rows: int, columns: int, pictures: Sequence[Any] | Non
 
 # ---- 01 From pixels to regions -------------------------------------------------------------------------------------------
 
-KINDS = {"object": (BLUE, "-", 2.2), "part": (ORANGE, (0, (4, 2)), 1.8), "background": (BLACK, (0, (1, 1.5)), 1.6)}
+KINDS = {  # what a box is: its colour, line and width
+    "object": (BLUE, "-", 2.2), "part": (ORANGE, (0, (4, 2)), 1.8), "background": (BLACK, (0, (1, 1.5)), 1.6),
+    "finds an object": (GREEN, "-", 2.2), "finds none": (RED, (0, (4, 2)), 1.6), "object that nothing found": (BLACK, (0, (1, 1.5)), 2.0),
+    "kept": (BLUE, "-", 2.2), "thrown away": (GREY, (0, (4, 2)), 1.6)}
 
 
 def region_boxes(pictures: Sequence[Any], boxes: Sequence[Any], kinds: Sequence[Sequence[str]] | None = None,
                  names: Sequence[Sequence[str]] | None = None, width: float = 3.0) -> Figure:
-    """Pictures side by side with their boxes. ``kinds`` ("object", "part" or "background" a box) gives each its line.
+    """Pictures side by side with their boxes. ``kinds`` (a name of ``KINDS`` a box: "object", "part", "kept", ...) gives each its line.
 
     ``boxes`` holds (R, 4) a picture; ``names`` writes a word at the upper edge of each box.
     """
@@ -463,16 +466,52 @@ def feature_map(points: Any, groups: Sequence[str], others: str = "other", title
 
     ``palette`` {group: colour} replaces the course's colours.
     """
-    points, groups = np.asarray(points, dtype=float), np.asarray(groups)
-    figure = Figure(figsize=(7.6, 5.0), layout="constrained")
-    ax = figure.subplots()
+    return feature_maps({title: points}, groups, others, palette, (7.6, 5.0))
+
+
+def feature_maps(panels: Mapping[str, Any], groups: Sequence[str], others: str = "other", palette: Mapping[str, str] | None = None,
+                 size: tuple[float, float] | None = None) -> Figure:
+    """Maps as of :func:`feature_map` side by side, of the same things by different features: {title: points (n, 2)}."""
+    groups = np.asarray(groups)
+    figure, axes = _grid(1, len(panels), size or (4.2 * len(panels) + 1.4, 4.2))
+    for ax, (title, points) in zip(axes[0], panels.items()):
+        _groups_of_points(ax, np.asarray(points, dtype=float), groups, others, palette)
+        ax.set(xticks=[], yticks=[], xlabel="t-SNE, first axis", ylabel="t-SNE, second axis", title=title)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def _groups_of_points(ax: Axes, points: np.ndarray, groups: np.ndarray, others: str, palette: Mapping[str, str] | None) -> None:
     ax.plot(*points[groups == others].T, ".", color=GREY, alpha=0.4, markersize=4, label=others, linestyle="none")
     names = [name for name in dict.fromkeys(groups.tolist()) if name != others]
     for number, name in enumerate(sorted(names)):
         colour = palette[name] if palette else COLOURS[number % len(COLOURS)]
         ax.plot(*points[groups == name].T, "os^DvP"[number % 6], color=colour, markersize=5, alpha=0.85, label=name, linestyle="none")
-    ax.set(xticks=[], yticks=[], xlabel="t-SNE, first axis", ylabel="t-SNE, second axis", title=title)
-    figure.legend(loc="outside right center")
+
+
+def pooled_box(values: Any, box: Any, y_weights: Any, x_weights: Any) -> Figure:
+    """RoIAlign of one box in numbers: the map with the places where it is read, and the product that reads it.
+
+    ``values`` (H, W); ``box`` x0 y0 x1 y1 in [0, 1]; ``y_weights`` (p, H) and ``x_weights`` (q, W), a row a place, each row's mean
+    cell number being the place. The last panel is ``y_weights @ values @ x_weights.T``.
+    """
+    values, rows, columns = (np.asarray(each, dtype=float) for each in (values, y_weights, x_weights))
+    height, width = values.shape
+    panels = {"the map, the box, the places": values, "weights of the rows, $W_y$": rows, "the map, $F$": values,
+              "weights of the columns, $W_x^T$": columns.T, r"$W_y\,F\,W_x^T$": rows @ values @ columns.T}
+    figure, axes = _grid(1, 5, (12.4, 2.9), width_ratios=[max(2.4, each.shape[1]) for each in panels.values()])
+    for number, (ax, (title, each)) in enumerate(zip(axes[0], panels.items())):
+        image = ax.imshow(each, cmap="Blues", vmin=0, vmax=1.3 * (1 if number in (1, 3) else values.max()))
+        for (row, column), value in np.ndenumerate(each) if number else ():
+            ax.text(column, row, f"{value:.4g}", ha="center", va="center", fontsize=9, color="white" if _is_dark(image.cmap(image.norm(value))) else BLACK)
+        ax.set(title=title, xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    ax = axes[0, 0]
+    for (row, column), value in np.ndenumerate(values):
+        ax.text(column - 0.44, row - 0.44, f"{value:.4g}", ha="left", va="top", fontsize=8)
+    _box(ax, np.asarray(box, dtype=float) * [width, height, width, height] - 0.5, fill=False, edgecolor=RED, linewidth=2.2)
+    places = [(x, y) for y in rows @ np.arange(height) for x in columns @ np.arange(width)]
+    ax.plot(*zip(*places), "o", color=ORANGE, markeredgecolor=BLACK, markersize=7)
     return figure
 
 
@@ -1330,4 +1369,101 @@ def resumed_run(whole: Mapping[float, float], before: Mapping[float, float], aft
     ax.set(xlabel="step", ylabel="loss", title=title)
     ax.grid(axis="y")
     ax.legend(loc="best")
+    return figure
+
+
+# ---- 08 Search -----------------------------------------------------------------------------------------------------------
+
+def inverted_lists(points: Any, centres: Any, query: Any, probed: Sequence[int], found: Sequence[int], exact: Sequence[int], title: str = "") -> Figure:
+    """An inverted file in the plane: every point in the cell of its nearest centre, and the cells that a query looks into.
+
+    ``points`` (n, 2), ``centres`` (m, 2), ``query`` (2,); ``probed`` are the cells that are searched, ``found`` and ``exact`` the
+    numbers of the points that the search returns and should return: a ring and a cross.
+    """
+    points, centres, query = (np.asarray(each, dtype=float) for each in (points, centres, query))
+    figure = Figure(figsize=(7.4, 4.6), layout="constrained")
+    ax = figure.subplots()
+    low, high = np.minimum(points.min(0), query) - 0.08, np.maximum(points.max(0), query) + 0.08
+    x, y = np.meshgrid(np.linspace(low[0], high[0], 400), np.linspace(low[1], high[1], 400))
+    cells = ((np.stack([x, y], -1)[:, :, None] - centres) ** 2).sum(-1).argmin(-1)
+    ax.contour(x, y, cells, levels=np.arange(len(centres)) + 0.5, colors=GREY, linewidths=1)
+    ax.imshow(np.where(np.isin(cells, probed), 1.0, np.nan), extent=(low[0], high[0], low[1], high[1]), origin="lower", cmap="Wistia", alpha=0.35, vmin=0, vmax=1, aspect="auto")
+    ax.plot(*points.T, ".", color=BLUE, markersize=7, label="stored vector")
+    ax.plot(*centres.T, "P", color=BLACK, markersize=9, label="centre of a cell")
+    ax.plot(*points[list(found)].T, "o", fillstyle="none", color=GREEN, markersize=12, markeredgewidth=2, label="found")
+    ax.plot(*points[list(exact)].T, "x", color=RED, markersize=8, markeredgewidth=2, label="truly nearest")
+    ax.plot(*query, "*", color=ORANGE, markeredgecolor=BLACK, markersize=18, label="query")
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="first number", ylabel="second number", title=title)
+    figure.legend(loc="outside right center")
+    return figure
+
+
+def code_words(parts: Mapping[str, tuple[Any, Any, Any]], names: Sequence[str] | None = None) -> Figure:
+    """Product quantisation, a panel a part: {title: (pieces (n, 2), words (k, 2), codes (n,))}, each piece joined to its word.
+
+    ``names`` labels the pieces.
+    """
+    figure, axes = _grid(1, len(parts), (4.6 * len(parts), 3.9))
+    for ax, (title, (pieces, words, codes)) in zip(axes[0], parts.items()):
+        pieces, words, codes = np.asarray(pieces, dtype=float), np.asarray(words, dtype=float), np.asarray(codes, dtype=int)
+        for number, (piece, code) in enumerate(zip(pieces, codes)):
+            ax.plot(*np.stack([piece, words[code]]).T, "-", color=GREY, linewidth=1)
+            ax.plot(*piece, "o", color=COLOURS[code % len(COLOURS)], markersize=7)
+            if names is not None:
+                ax.annotate(names[number], piece, (5, 4), textcoords="offset points", fontsize=9)
+        for number, word in enumerate(words):
+            ax.plot(*word, "s", color=COLOURS[number % len(COLOURS)], markeredgecolor=BLACK, markersize=12)
+            ax.annotate(str(number), word, color="white", ha="center", va="center", fontsize=8, weight="bold")
+        ax.set(title=title, xlabel="first number of the part", ylabel="second number of the part")
+        ax.margins(0.15)
+    return figure
+
+
+def graph_walk(points: Any, layers: Sequence[Sequence[tuple[int, int]]], walks: Sequence[Sequence[int]], query: Any) -> Figure:
+    """A walk through a graph of neighbours, a panel a layer, the top one first: ``layers`` are edges, ``walks`` the points visited in order.
+
+    ``points`` (n, 2) are those of all layers; a layer has the points that its edges or its walk name.
+    """
+    points, query = np.asarray(points, dtype=float), np.asarray(query, dtype=float)
+    figure, axes = _grid(1, len(layers), (4.3 * len(layers), 3.9))
+    for number, (ax, edges, walk) in enumerate(zip(axes[0], layers, walks)):
+        used = sorted({end for edge in edges for end in edge} | set(walk))
+        for edge in edges:
+            ax.plot(*points[list(edge)].T, "-", color=GREY, alpha=0.6, linewidth=1)
+        ax.plot(*points[used].T, "o", color=SKY, markersize=8)
+        for first, second in zip(walk, walk[1:]):
+            ax.annotate("", points[second], points[first], arrowprops={"arrowstyle": "-|>", "color": RED, "linewidth": 2, "shrinkA": 5, "shrinkB": 5})
+        ax.plot(*points[walk[0]], "s", color=BLACK, markersize=10)
+        ax.plot(*points[walk[-1]], "o", fillstyle="none", color=GREEN, markersize=15, markeredgewidth=2.2)
+        ax.plot(*query, "*", color=ORANGE, markeredgecolor=BLACK, markersize=17)
+        low, high = np.minimum(points.min(0), query), np.maximum(points.max(0), query)
+        ax.set(title=f"layer {len(layers) - 1 - number}: {len(used)} points", xticks=[], yticks=[], xlim=(low[0] - 0.08, high[0] + 0.08), ylim=(low[1] - 0.08, high[1] + 0.08))
+    handles = [Line2D([], [], linestyle="none", marker=marker, color=colour, fillstyle=fill, markersize=10, label=label) for marker, colour, fill, label in (
+        ("s", BLACK, "full", "where the walk begins"), ("o", GREEN, "none", "where it ends"), ("*", ORANGE, "full", "query"))]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def index_tradeoff(rows: Mapping[str, Mapping[str, float]], title: str = "") -> Figure:
+    """Indexes against each other: recall and time of a query (left), bytes of a vector (right), a number and a colour each.
+
+    ``rows`` {index: {"ms": a query, "recall": percent, "bytes": of a vector}}.
+    """
+    figure = Figure(figsize=(10.8, 1.7 + 0.34 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, row in enumerate(rows.values()):
+        colour = COLOURS[number % len(COLOURS)]
+        left.plot(row["ms"], row["recall"], "o", color=colour, markersize=14)
+        left.text(row["ms"], row["recall"], str(number + 1), color="white" if colour in (BLUE, RED) else BLACK, ha="center", va="center", fontsize=8, weight="bold")
+        right.barh(number, row["bytes"], 0.62, color=colour)
+        right.text(row["bytes"] * 1.08, number, f"{row['bytes']:.0f}", va="center", fontsize=9)
+    for ax in (left, right):
+        ax.set_xscale("log")
+        ax.grid(axis="x")
+    left.grid(axis="y")
+    left.margins(x=0.2, y=0.2)
+    left.set(xlabel="ms a query", ylabel="recall@10 against exact (%)", ylim=(None, 106), title=title)
+    right.set_yticks(range(len(rows)), [f"{number}  {name}" for number, name in enumerate(rows, 1)])
+    right.set(xlabel="bytes a vector", ylim=(len(rows) - 0.5, -0.5))
+    right.margins(x=0.2)
     return figure

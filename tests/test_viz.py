@@ -233,6 +233,23 @@ def test_feature_map_gives_each_group_its_points():
     assert found == {"other": ([0], viz.GREY), "animal": ([2], "#00FF00"), "fruit": ([1, 3], "#FF0000")}
 
 
+def test_feature_maps_of_two_extractors_have_the_same_groups():
+    points = np.arange(6.0).reshape(3, 2)
+    figure = viz.feature_maps({"ours": points, "theirs": points + 1}, ["fruit", "other", "fruit"])
+    left, right = drawn(figure)
+    assert [ax.get_title() for ax in (left, right)] == ["ours", "theirs"]
+    assert [line.get_xydata().tolist() for line in right.lines] == [[[3, 4]], [[1, 2], [5, 6]]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["other", "fruit"]
+
+
+def test_pooled_box_draws_places_and_the_product():
+    rows, columns = np.array([[0.5, 0.5, 0], [0, 0, 1]]), np.array([[0.25, 0.75]])
+    axes = drawn(viz.pooled_box([[1, 2], [3, 4], [5, 6]], [0, 0, 0.5, 1], rows, columns))
+    assert axes[0].lines[0].get_xydata().tolist() == [[0.75, 0.5], [0.75, 2]]
+    assert (axes[0].patches[0].get_xy(), axes[0].patches[0].get_width(), axes[0].patches[0].get_height()) == ((-0.5, -0.5), 1, 3)
+    assert texts(axes[4]) == ["2.75", "5.75"]
+
+
 def test_probe_bars_show_each_probe_beside_its_baseline():
     (ax,) = drawn(viz.probe_bars({"object": 92.0, "size": 40.0}, {"size": 45.0, "object": 5.0}))
     assert [patch.get_width() for patch in ax.patches] == [92, 40]
@@ -578,3 +595,33 @@ def test_resumed_run_shows_the_three_pieces_and_the_checkpoint():
     (ax,) = drawn(viz.resumed_run({1: 0.4, 2: 0.3, 3: 0.2}, {1: 0.4, 2: 0.3}, {2: 0.3, 3: 0.2}, checkpoint=1))
     assert [line.get_label() for line in ax.lines] == ["never stopped", "killed", "started again", "its last checkpoint"]
     assert ax.lines[2].get_xydata().tolist() == [[2, 0.3], [3, 0.2]] and ax.lines[3].get_xdata()[0] == 1
+
+
+# ---- 08 Search -----------------------------------------------------------------------------------------------------------
+
+def test_inverted_lists_mark_the_found_and_the_exact():
+    points = np.array([[0, 0], [1, 0], [0, 1], [1, 1.0]])
+    (ax,) = drawn(viz.inverted_lists(points, [[0, 0], [1, 1]], [0.4, 0.1], [0], [0, 1], [0], title="one cell"))
+    found = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert found["found"] == [[0, 0], [1, 0]] and found["truly nearest"] == [[0, 0]] and found["query"] == [[0.4, 0.1]]
+    shaded = np.asarray(ax.images[0].get_array(), dtype=float)
+    assert np.nanmax(shaded) == 1 and ax.get_title() == "one cell"
+
+
+def test_code_words_join_each_piece_to_its_word():
+    (ax,) = drawn(viz.code_words({"part 1": ([[0, 0], [2, 2]], [[0, 1], [2, 3]], [0, 1])}, names=["a", "b"]))
+    assert [line.get_xydata().tolist() for line in ax.lines if len(line.get_xydata()) == 2] == [[[0, 0], [0, 1]], [[2, 2], [2, 3]]]
+    assert texts(ax) == ["a", "b", "0", "1"]
+
+
+def test_graph_walk_has_a_panel_a_layer():
+    points = [[0, 0], [1, 0], [1, 1], [2, 1]]
+    top, bottom = drawn(viz.graph_walk(points, [[(0, 3)], [(0, 1), (1, 2), (2, 3)]], [[0, 3], [3, 2]], [1.1, 1.2]))
+    assert (top.get_title(), bottom.get_title()) == ("layer 1: 2 points", "layer 0: 4 points")
+    assert [tuple(text.xyann) for text in bottom.texts] == [(2, 1)] and [tuple(text.xy) for text in bottom.texts] == [(1, 1)]
+
+
+def test_index_tradeoff_numbers_the_indexes():
+    left, right = drawn(viz.index_tradeoff({"flat": {"ms": 9.0, "recall": 100.0, "bytes": 1024}, "IVF-PQ": {"ms": 0.1, "recall": 60.0, "bytes": 40}}))
+    assert [line.get_xydata().tolist() for line in left.lines] == [[[9, 100]], [[0.1, 60]]]
+    assert [label.get_text() for label in right.get_yticklabels()] == ["1  flat", "2  IVF-PQ"] and texts(right) == ["1024", "40"]
