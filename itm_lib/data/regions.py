@@ -23,6 +23,8 @@ Either way rows are read when asked for, from the file, by whichever process ask
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import shutil
@@ -359,6 +361,16 @@ class RegionStore:
         if self._boxes is None:
             raise InputError(f"{self.path} has no boxes: where its regions lie in the picture is not known")
         return self._read(self._boxes, self._checked(rows), self.max_regions, np.dtype(np.float32))
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the pictures and their features: of the rows' checksums, or of some rows where there are none."""
+        digest = hashlib.sha256(json.dumps([self.image_ids, self.max_regions, self.dim, self.num_regions.tolist()]).encode())
+        if self._checksums is not None:
+            digest.update(self._checksums.tobytes())
+        else:
+            digest.update(self.stored(np.unique(np.linspace(0, self.num_images - 1, 16).astype(np.int64))).tobytes())
+        return digest.hexdigest()[:16]
 
     def verify(self, progress: bool = False) -> int:
         """Read every row and hold it against its checksum; the number of rows. :class:`InputError` names the first wrong one.
