@@ -320,7 +320,7 @@ def _found(entry: dict[str, Any], folder: Path, what: str, given: str | Path | N
         return entry["path"]
     for path in (folder / entry["relative"], Path(entry["path"])):
         if path.exists():
-            return path
+            return path.resolve()
     raise InputError(f"the {what} {entry['path']} of the index {folder} is not there any more: put it back, or index again")
 
 
