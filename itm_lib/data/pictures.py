@@ -1,6 +1,9 @@
-"""Pictures as pixels, for models that have an image backbone of their own: images/<image_id>.png or .jpg of a dataset folder.
+"""Pictures: those of any folder found and read, and as pixels for models that have an image backbone of their own.
 
-In evaluation: the largest square in the middle of the picture, resized. In training: a square anywhere in it, whose side is the
+A picture's id is its path below the folder without suffix, with "/": cats/001. However it is stored, it is read as RGB of 8 bits,
+the way up that its EXIF orientation says, anything transparent on white, an animation by its first frame.
+
+:class:`PictureStore` reads images/<image_id>.* of a dataset folder for training and evaluation. In evaluation: the largest square in the middle of the picture, resized. In training: a square anywhere in it, whose side is the
 picture's shorter side times a number drawn from ``crop`` to 1, resized, and mirrored every other time. VSE++ draws a share of the
 area from 0.08 and an aspect, and resizes to 256 before it cuts 224 from the middle; VSE∞ draws a share of both sides from 0.6 and
 squeezes the rectangle, and the whole picture in evaluation, into a square. Where pictures are square, ours is the one of VSE∞.
@@ -10,19 +13,139 @@ A mirrored picture makes "left of" false: ``flip`` is to be off for data whose c
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
-from collections.abc import Sequence
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from itm_lib.files import InputError, one_line
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_BAD_EXIF = (SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error)  # what Pillow raises of it
+
+
+# ------------------------------------------------------------------------------------------------ any folder of pictures
+
+class BrokenPicture(InputError):
+    """A picture that cannot be read; ``why``, without the picture's path."""
+
+    why = ""
+
+
+def find_pictures(folder: str | Path) -> dict[str, Path]:
+    """The pictures in ``folder`` and the folders in it, by image id, sorted; what is hidden (.name) is passed over.
+
+    :class:`InputError` if there is none, if two have one id (a.png and a.jpg), or if a folder may not be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file: give the folder that the pictures are in" if folder.is_file() else
+                         f"no folder of pictures {folder}: check the path")
+    found: dict[str, Path] = {}
+    for path in _files(folder):
+        if path.suffix.lower() not in SUFFIXES:
+            continue
+        image_id = path.relative_to(folder).with_suffix("").as_posix()
+        if image_id in found:
+            raise InputError(f"{found[image_id]} and {path.name} would both be image {image_id}: rename or remove one of them")
+        try:
+            image_id.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"the name of picture {str(path)!r} is not UTF-8: rename it") from None
+        found[image_id] = path
+    if not found:
+        raise InputError(f"{folder} has no pictures ({', '.join(SUFFIXES)}): check the path")
+    return dict(sorted(found.items()))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files in ``folder``; links to folders are followed, but not in circles."""
+    def refuse(error: OSError) -> None:
+        raise InputError(f"folder {error.filename} cannot be read ({one_line(error.strerror or error)}): change its permissions")
+
+    seen = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [name for name, place in real.items() if place not in seen]
+        seen.update(real.values())
+        yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """The picture as RGB, the right way up; :class:`BrokenPicture` if it cannot be read.
+
+    Of 16 bits the upper 8 are kept; 32-bit and floating-point grey, for which no white is agreed on, becomes black to white from
+    the picture's lowest value to its highest.
+    """
+    with _reading(Path(path)), Image.open(path) as picture:
+        picture.load()
+        upright = picture
+        with contextlib.suppress(*_BAD_EXIF):  # EXIF that is damaged does not say which way is up
+            upright = ImageOps.exif_transpose(picture)
+        return _as_rgb(upright)
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) that :func:`read_picture` gives, from the file's header alone; :class:`BrokenPicture` if that is broken."""
+    with _reading(Path(path)), Image.open(path) as picture:
+        turned = 1
+        if picture.format != "TIFF":  # Pillow has turned that already
+            with contextlib.suppress(*_BAD_EXIF):
+                turned = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)  # a PNG's own getexif reads all of it
+        return picture.size if turned not in (5, 6, 7, 8) else picture.size[::-1]
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What goes wrong inside becomes a :class:`BrokenPicture`; warnings, of large pictures or odd palettes, are not shown."""
+    advice = "it is damaged or cut short, fetch it again"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+        return
+    except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
+        why, advice = error.strerror.lower(), "check the path and its permissions"
+    except UnidentifiedImageError:
+        why = "no kind of picture that is known" if path.stat().st_size else "the file is empty"
+    except Image.DecompressionBombError as error:
+        why, advice = one_line(error), "make it smaller, or remove it"
+    except Exception as error:  # damaged data may raise anything in a decoder
+        why = one_line(str(error).replace(str(path), "it"), 100) or type(error).__name__
+    broken = BrokenPicture(f"{path} cannot be read as a picture ({why}): {advice}")
+    broken.why = why
+    raise broken
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(np.asarray(picture))).convert("RGB")
+    if picture.has_transparency_data:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    return picture.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values (H, W) of 16 or 32 bits to uint8."""
+    if values.dtype.itemsize == 2:
+        return (values >> 8).astype(np.uint8)
+    values = values.astype(np.float64)
+    low, high = values.min(), values.max()
+    if not np.isfinite([low, high]).all():
+        raise ValueError("pixels are NaN or infinite")
+    return np.rint((values - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
+
+
+# ------------------------------------------------------------------------------------------------ pixels of a dataset
 
 
 @dataclass(frozen=True)
@@ -46,7 +169,7 @@ class PictureStore:
         self.path, self.image_ids, self.pixels = Path(folder), list(image_ids), pixels
         if not self.path.is_dir():
             raise InputError(f"no folder of pictures {self.path}: a model of pixels needs images/<image_id>.png or .jpg")
-        found = {path.stem: path for path in self.path.iterdir() if path.suffix.lower() in SUFFIXES}
+        found = find_pictures(self.path)
         lacking = [image_id for image_id in self.image_ids if image_id not in found]
         if lacking:
             raise InputError(f"{self.path} lacks {len(lacking)} of {len(self.image_ids)} pictures, {lacking[0]}.png or .jpg among them: "
@@ -80,13 +203,7 @@ class PictureStore:
 
     def picture(self, row: int) -> Image.Image:
         """The picture as RGB, the right way up."""
-        path = self._files[row]
-        try:
-            with Image.open(path) as picture:
-                return ImageOps.exif_transpose(picture).convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PNG's reader raises SyntaxError
-            why = one_line(str(error).replace(str(path), "it"), 100)
-            raise InputError(f"{path} cannot be read as a picture ({why}): it is damaged or cut short, fetch it again") from None
+        return read_picture(self._files[row])
 
 
 def cut(picture: Image.Image, size: int) -> Image.Image:

@@ -12,7 +12,8 @@ dataset               type, shape                 meaning
 
 Features that came without boxes have no ``boxes`` dataset: ``has_boxes`` is False and asking for boxes is an error, so nothing
 draws boxes that nobody measured. Files of others may lack ``checksum`` too, and may be chunked or compressed; ours are neither,
-because a row of a plain file is one read. The file's attributes name the extractor and its settings.
+because a row of a plain file is one read. The file's attributes name the extractor and its settings; ``skipped``, JSON, are
+pictures that have no row, by image id, and why.
 
 Or as an array that is there already, ``<split>.npy`` (N, R, D) of float16 or float32, with ``<split>.json`` beside it:
 ``{"image_ids": [...]}`` and, where they apply, ``"row_of_image"`` (the array's row of each picture: arrays in which pictures
@@ -29,7 +30,7 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from itm_lib.files import InputError, one_line, read_json
 
 IN_MEMORY = 2**30  # bytes of features up to which in_memory=None loads them
 HALF = np.finfo(np.float16).max
+ALL = "all"            # regions/all.h5: one store of all splits
 _FIELDS = ("features", "num_regions", "image_ids")
 _EXPONENT = 0x7C00  # the bits of a float16 that are all set where it is NaN or infinite
 _BLOCK = 256        # rows read at once where all are read
@@ -132,22 +134,31 @@ class RegionWriter:
     none. ``resume=True``: what is written stays when the writing ends early, even by a kill, and the next writer of the same
     pictures, sizes and settings goes on: ``done`` (N,) bool are the rows that are there and whose checksum holds. The file has
     the same bytes in the end. Only one process may resume a file at a time.
+
+    A picture for which there turn out to be no regions is left out, :meth:`leave_out`. ``skipped``: pictures of which that was
+    known before, with why; they are not among ``image_ids``. ``part``: where the file is until it is whole.
     """
 
     def __init__(self, path: str | Path, image_ids: Sequence[str], max_regions: int, dim: int, extractor: str, boxes: bool = True,
-                 resume: bool = False, progress: bool = False, **settings):
+                 resume: bool = False, progress: bool = False, skipped: Mapping[str, str] | None = None, part: Path | None = None, **settings):
         self.path, self.resume, self.image_ids = Path(path), resume, list(image_ids)
-        self.part = self.path.with_name(f".{self.path.name}.part" if resume else f".{self.path.name}.{os.getpid()}.part")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.part = part or self.path.with_name(f".{self.path.name}.part" if resume else f".{self.path.name}.{os.getpid()}.part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"folder {self.path.parent} cannot be made ({one_line(error)}): give another place") from None
         if len(set(self.image_ids)) != len(self.image_ids):
             raise InputError(f"{self.path}: an image id is listed twice: each picture has one row")
         if not self.image_ids:
             raise InputError(f"{self.path}: there are no pictures to write")
         self._shape = (len(self.image_ids), max_regions, dim)
         self._attrs = {"extractor": extractor, **settings}
+        self._skipped, self._left_out = dict(skipped or {}), set()
+        if self._skipped:
+            self._attrs["skipped"] = _skipped_as_json(self._skipped)
         self._has_boxes = boxes
-        self._again = resume and self._is_ours()
-        if not self._again:
+        self._check_free()
+        if not (resume and self._is_ours()):
             self._create()
         with h5py.File(self.part, "r") as file:
             self._places = {name: file[name].id.get_offset() for name in _datasets(self._shape, boxes)}
@@ -174,24 +185,32 @@ class RegionWriter:
         for row in tqdm(np.flatnonzero(self.done), desc=f"check {self.path.name}", unit="picture", disable=not progress):
             self.done[row] = checksums[row] == _checksum(features[row], boxes[row] if boxes else None, int(counts[row]))
 
-    def _create(self) -> None:
-        needed, free = math.prod(self._shape) * 2, shutil.disk_usage(self.path.parent).free
+    def _check_free(self) -> None:
+        """Whether there is room for all rows; what a part has taken already is not needed again."""
+        taken = self.part.stat().st_blocks * 512 if self.part.is_file() else 0
+        needed, free = math.prod(self._shape) * 2 - taken, shutil.disk_usage(self.path.parent).free
         if needed > free:
             raise InputError(f"{self.path} needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} are free: make room")
-        with h5py.File(self.part, "w") as file:
-            for name, (shape, dtype) in _datasets(self._shape, self._has_boxes).items():
-                # space is taken at once, so that the file is whole at any moment and rows go to known places
-                plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-                plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-                plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-                plan.set_obj_track_times(False)
-                kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
-                h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), plan)
-            for name in ("num_regions", "checksum"):
-                file[name][:] = 0
-            file.create_dataset("image_ids", data=self.image_ids, dtype=h5py.string_dtype())
-            for name, value in self._attrs.items():
-                file.attrs[name] = value
+
+    def _create(self) -> None:
+        try:
+            with h5py.File(self.part, "w") as file:
+                for name, (shape, dtype) in _datasets(self._shape, self._has_boxes).items():
+                    # space is taken at once, so that the file is whole at any moment and rows go to known places
+                    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+                    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+                    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+                    plan.set_obj_track_times(False)
+                    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+                    h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), plan)
+                for name in ("num_regions", "checksum"):
+                    file[name][:] = 0
+                file.create_dataset("image_ids", data=self.image_ids, dtype=h5py.string_dtype())
+                for name, value in self._attrs.items():
+                    file.attrs[name] = value
+        except (OSError, RuntimeError) as error:  # HDF5's own words for a full disk are of either kind
+            self.part.unlink(missing_ok=True)
+            raise _not_written(self.path, error) from None
 
     def write(self, row: int, features: np.ndarray, boxes: np.ndarray | None = None) -> None:
         """Row ``row``: ``features`` (r, D) and ``boxes`` (r, 4), r at most R and at least 1, all finite."""
@@ -222,38 +241,77 @@ class RegionWriter:
             while len(rest):
                 rest = rest[self._file.write(rest):]
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written ({one_line(error)}): make room, and start the same again") from None
+            raise _not_written(self.path, error) from None
+
+    def leave_out(self, row: int, why: str) -> None:
+        """The picture of row ``row`` has no row in the end; the file's attribute ``skipped`` says why.
+
+        This alone a later writer that goes on does not know: it finds the row not done.
+        """
+        self._left_out.add(int(row))
+        self._skipped[self.image_ids[row]] = why
+        self.done[row] = False
+
+    def _without_left_out(self) -> None:
+        """Put the rows that are there into a file of their own, in place of the part."""
+        kept = [row for row in range(len(self.image_ids)) if row not in self._left_out]
+        if not kept:
+            raise InputError(f"{self.path}: no picture is left of {len(self.image_ids)}, {self.image_ids[0]}: {self._skipped[self.image_ids[0]]}")
+        _, regions, dim = self._shape
+        attrs = {name: value for name, value in self._attrs.items() if name not in ("extractor", "skipped")}
+        with h5py.File(self.part, "r") as file:
+            features = _rows_of(self.part, "features", file["features"])
+            boxes = _rows_of(self.part, "boxes", file["boxes"]) if self._has_boxes else None
+            counts = file["num_regions"][:]
+        whole = RegionWriter(self.path, [self.image_ids[row] for row in kept], regions, dim, self._attrs["extractor"], self._has_boxes,
+                             resume=True, skipped=self._skipped, part=self.part.with_suffix(".whole.part"), **attrs)
+        with whole:
+            for new, row in enumerate(kept):
+                whole.write(new, features[row][: counts[row]], boxes[row][: counts[row]] if boxes else None)
 
     def __enter__(self) -> RegionWriter:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         try:
-            missing = int((~self.done).sum())
             if kind is None:
-                if missing:
-                    raise InputError(f"{self.path}: {missing} pictures were given no regions; write every row")
-                os.fsync(self._file.fileno())
-            self._file.close()
-            if kind is None:
-                os.replace(self.part, self.path)
+                self._finish()
         finally:
             self._file.close()
             if not self.resume:
                 self.part.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        missing = [row for row in np.flatnonzero(~self.done) if row not in self._left_out]
+        if missing:
+            raise InputError(f"{self.path}: {len(missing)} pictures were given no regions; write every row")
+        try:
+            if self._left_out:
+                self._without_left_out()
+                self.part.unlink()
+                return
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self.part, self.path)
+        except OSError as error:
+            raise _not_written(self.path, error) from None
 
 
 class RegionStore:
     """Reads region features, from .h5 or .npy. Rows are read when asked for; ``in_memory=True`` loads all, None those of at most
     1 GiB. It may be handed to other processes, by fork or pickle.
 
-    Raises :class:`InputError` if the file is missing, truncated or of another format.
+    ``image_ids``: these pictures alone, in this order, of the more that the file has.
+
+    Raises :class:`InputError` if the file is missing, truncated or of another format, or lacks one of ``image_ids``.
     """
 
-    def __init__(self, path: str | Path, in_memory: bool | None = False):
+    def __init__(self, path: str | Path, in_memory: bool | None = False, image_ids: Sequence[str] | None = None):
         self.path = Path(path)
         if not self.path.is_file():
-            raise InputError(f"no region file {self.path}: extract the features first (itm data or itm extract)")
+            raise InputError(f"{self.path} links to {os.readlink(self.path)}, which is not there: put it back, or make the link again"
+                             if self.path.is_symlink() else
+                             f"no region file {self.path}: extract the features first (itm data or itm extract)")
         self._place: np.ndarray | None = None
         self._rows, self._boxes, self._checksums = None, None, None
         (self._read_npy if self.path.suffix == ".npy" else self._read_hdf5)()
@@ -261,6 +319,8 @@ class RegionStore:
         _, self.max_regions, self.dim = self._rows.shape
         self._check()
         self._row = {image_id: row for row, image_id in enumerate(self.image_ids)}
+        if image_ids is not None:
+            self._take(list(image_ids))
         size = self.num_images * self.max_regions * self.dim * self._rows.dtype.itemsize
         self._memory: np.ndarray | None = None
         if in_memory or (in_memory is None and size <= IN_MEMORY):
@@ -319,6 +379,20 @@ class RegionStore:
             raise InputError(f"{self.path}: boxes have the shape {self._boxes.shape}, features {self._rows.shape}; extract again")
         if len(set(self.image_ids)) != self.num_images:
             raise InputError(f"{self.path}: an image id is listed twice; extract again")
+
+    def _take(self, image_ids: list[str]) -> None:
+        """From now on have these pictures alone."""
+        lacking = [image_id for image_id in image_ids if image_id not in self._row]
+        if lacking:
+            raise InputError(f"{self.path} has no regions of {len(lacking):,} of {len(image_ids):,} pictures, {', '.join(lacking[:3])} among "
+                             "them: extract them too, or leave these pictures out")
+        rows = np.array([self._row[image_id] for image_id in image_ids], dtype=np.int64)
+        self._place = rows if self._place is None else self._place[rows]
+        self.image_ids, self.num_images, self.num_regions = image_ids, len(image_ids), self.num_regions[rows]
+        self._checksums = None if self._checksums is None else self._checksums[rows]
+        self._row = {image_id: row for row, image_id in enumerate(image_ids)}
+        if len(self._row) != len(image_ids):
+            raise InputError(f"{self.path}: a picture is asked for twice: list each once")
 
     def _load(self) -> np.ndarray:
         values = np.empty((self.num_images, self.max_regions, self.dim), self._rows.dtype)
@@ -397,11 +471,11 @@ class RegionStore:
         and converted while it is in the processor's cache."""
         out, one = np.empty((len(rows), width, source.shape[2]), dtype), np.empty((width, source.shape[2]), source.dtype)
         converted, as_read = torch.from_numpy(out), torch.from_numpy(one)  # torch converts float16 twice as quickly as numpy
-        unique, first, back = np.unique(rows, return_index=True, return_inverse=True)
+        unique, first, back = np.unique(rows if self._place is None else self._place[rows], return_index=True, return_inverse=True)
         for row, place in zip(unique, first):
-            source.read_into(row if self._place is None else self._place[row], one)
+            source.read_into(row, one)
             if not _is_finite(one):
-                raise InputError(f"{self.path}: features of image {self.image_ids[row]} are NaN or infinite; extract that picture again")
+                raise InputError(f"{self.path}: features of image {self.image_ids[rows[place]]} are NaN or infinite; extract that picture again")
             converted[place].copy_(as_read)
         origin = first[back]
         for place in np.flatnonzero(origin != np.arange(len(rows))):
@@ -410,12 +484,26 @@ class RegionStore:
 
 
 def find_regions(folder: str | Path, name: str) -> Path:
-    """regions/<name>.h5 or .npy of a dataset folder, whichever is there; the .h5 where none is."""
-    paths = [Path(folder) / "regions" / f"{name}{suffix}" for suffix in (".h5", ".npy")]
-    found = [path for path in paths if path.is_file()]
-    if len(found) > 1:
-        raise InputError(f"{found[0].parent} has both {found[0].name} and {found[1].name}: keep one of them")
-    return found[0] if found else paths[0]
+    """regions/<name>.h5 or .npy of a dataset folder, whichever is there; else regions/all.h5 or .npy, one store of all splits.
+
+    Where none is there, the first of these.
+    """
+    regions = Path(folder) / "regions"
+    for start in (name, ALL):
+        found = [path for path in (regions / f"{start}.h5", regions / f"{start}.npy") if path.is_file() or path.is_symlink()]
+        if len(found) > 1:
+            raise InputError(f"{regions} has both {found[0].name} and {found[1].name}: keep one of them")
+        if found:
+            return found[0]
+    return regions / f"{name}.h5"
+
+
+def _not_written(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} cannot be written ({one_line(error)}): make room, and start the same again")
+
+
+def _skipped_as_json(skipped: Mapping[str, str]) -> str:
+    return json.dumps(dict(sorted(skipped.items())), ensure_ascii=False)
 
 
 def _datasets(shape: tuple[int, int, int], boxes: bool) -> dict[str, tuple[tuple[int, ...], str]]:

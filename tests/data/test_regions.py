@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import pickle
 from types import SimpleNamespace
@@ -255,6 +256,57 @@ def test_which_file_of_a_split_is_read(tmp_path):
         find_regions(tmp_path, "val")
 
 
+def test_one_store_of_all_splits_is_found_where_a_split_has_none_of_its_own(tmp_path):
+    (tmp_path / "regions").mkdir()
+    (tmp_path / "regions" / "all.npy").write_bytes(b"")
+    assert find_regions(tmp_path, "val") == tmp_path / "regions" / "all.npy"
+    (tmp_path / "regions" / "val.h5").write_bytes(b"")
+    assert find_regions(tmp_path, "val").name == "val.h5" and find_regions(tmp_path, "train").name == "all.npy"
+    (tmp_path / "regions" / "all.h5").symlink_to(tmp_path / "moved.h5")
+    with pytest.raises(InputError, match="regions has both all.h5 and all.npy: keep one of them"):
+        find_regions(tmp_path, "train")
+    (tmp_path / "regions" / "all.npy").unlink()
+    with pytest.raises(InputError, match="all.h5 links to .*moved.h5, which is not there: put it back, or make the link again"):
+        RegionStore(find_regions(tmp_path, "train"))
+
+
+# --- some of the pictures -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_store_of_some_of_the_pictures(store_path, in_memory):
+    whole, some = RegionStore(store_path), RegionStore(store_path, in_memory, image_ids=["z", "x"])
+    assert some.image_ids == ["z", "x"] and len(some) == 2 and some.row("x") == 1 and some.num_regions.tolist() == [1, 2]
+    assert (some.features([0, 1, 0]) == whole.features([2, 0, 2])).all() and (some.boxes([1]) == whole.boxes([0])).all()
+    assert some.verify() == 2 and (pickle.loads(pickle.dumps(some)).features([0]) == whole.features([2])).all()
+    with pytest.raises(InputError, match="r.h5 has no image y: captions and regions are of different datasets"):
+        some.row("y")
+    with pytest.raises(IndexError, match="row 2 of 2"):
+        some.features([2])
+
+
+def test_some_pictures_of_an_array_with_repeats(npy_path):
+    some = RegionStore(npy_path[0], image_ids=["z", "y"])
+    assert (some.features([1, 0]) == npy_path[1][[1, 2]]).all() and some.num_regions.tolist() == [1, 2]
+
+
+def test_verify_and_nan_name_the_picture_among_some(store_path):
+    with h5py.File(store_path, "r+") as file:
+        file["features"][2, 0, 0] += 1
+        file["features"][1, 0, 0] = np.nan
+    with pytest.raises(InputError, match="r.h5: the regions of image z are not what was written"):
+        RegionStore(store_path, image_ids=["x", "z"]).verify()
+    with pytest.raises(InputError, match="r.h5: features of image y are NaN or infinite"):
+        RegionStore(store_path, image_ids=["z", "y"]).features([0, 1])
+
+
+def test_pictures_that_a_store_lacks_are_named(store_path):
+    with pytest.raises(InputError, match=r"r.h5 has no regions of 4 of 5 pictures, p0, p1, p2 among them: extract them too, or leave"):
+        RegionStore(store_path, image_ids=["p0", "x", "p1", "p2", "p3"])
+    with pytest.raises(InputError, match="r.h5: a picture is asked for twice: list each once"):
+        RegionStore(store_path, image_ids=["x", "x"])
+
+
 # --- a writer that is stopped ---------------------------------------------------------------------------------------------
 
 
@@ -292,3 +344,64 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="r.h5 needs 3.8 GiB and 0.0 are free: make room"):
         RegionWriter(tmp_path / "r.h5", ["x"], 1000, 2048 * 1000, "made up")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- pictures that are left out -------------------------------------------------------------------------------------------
+
+
+def leaving_out(path, rows, resume=False, **options):
+    """Pictures a to e less those of ``rows``."""
+    with RegionWriter(path, list("abcde"), 2, 3, "made up", resume=resume, source="s", **options) as open_writer:
+        for row in range(5):
+            if row in rows:
+                open_writer.leave_out(row, f"broken {row}")
+            else:
+                open_writer.write(row, np.full((1 + row % 2, 3), row), np.full((1 + row % 2, 4), row))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_picture_that_is_left_out_has_no_row(tmp_path, resume):
+    leaving_out(tmp_path / "r.h5", [1, 3], resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.h5"]
+    store = RegionStore(tmp_path / "r.h5")
+    assert store.image_ids == ["a", "c", "e"] and store.verify() == 3 and store.features([0, 1, 2])[:, 0, 0].tolist() == [0, 2, 4]
+    assert json.loads(store.attrs["skipped"]) == {"b": "broken 1", "d": "broken 3"} and store.attrs["source"] == "s"
+    assert store.num_regions.tolist() == [1, 1, 1]
+
+
+def test_pictures_known_to_be_broken_and_those_found_make_one_list(tmp_path):
+    leaving_out(tmp_path / "r.h5", [3], skipped={"z": "empty", "b2": "cut"})
+    assert RegionStore(tmp_path / "r.h5").attrs["skipped"] == '{"b2": "cut", "d": "broken 3", "z": "empty"}'
+    leaving_out(tmp_path / "r.h5", [], skipped={"z": "empty"})
+    assert RegionStore(tmp_path / "r.h5").attrs["skipped"] == '{"z": "empty"}'
+    leaving_out(tmp_path / "r.h5", [])
+    assert "skipped" not in RegionStore(tmp_path / "r.h5").attrs
+
+
+def test_a_stopped_writer_that_left_out_goes_on_to_the_same_bytes(tmp_path):
+    leaving_out(tmp_path / "whole.h5", [1, 3], resume=True)
+    with pytest.raises(KeyboardInterrupt), RegionWriter(tmp_path / "r.h5", list("abcde"), 2, 3, "made up", resume=True, source="s") as first:
+        first.leave_out(1, "broken 1")
+        first.write(2, np.full((1, 3), 2), np.full((1, 4), 2))
+        raise KeyboardInterrupt
+    with RegionWriter(tmp_path / "r.h5", list("abcde"), 2, 3, "made up", resume=True, source="s") as again:
+        assert np.flatnonzero(again.done).tolist() == [2]
+        for row in (0, 4):
+            again.write(row, np.full((1, 3), row), np.full((1, 4), row))
+        for row in (1, 3):
+            again.leave_out(row, f"broken {row}")
+    assert (tmp_path / "r.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"r.h5", "whole.h5"}
+
+
+def test_a_writer_of_which_nothing_is_left(tmp_path):
+    (tmp_path / "r.h5").write_text("old")
+    with pytest.raises(InputError, match="r.h5: no picture is left of 5, a: broken 0$"):
+        leaving_out(tmp_path / "r.h5", range(5))
+    assert (tmp_path / "r.h5").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_long_lists_of_broken_pictures_fit(tmp_path):
+    skipped = {f"folder/picture {number}": "it is damaged in some way" for number in range(3000)}
+    leaving_out(tmp_path / "r.h5", [1], skipped=skipped)
+    assert len(json.loads(RegionStore(tmp_path / "r.h5").attrs["skipped"])) == 3001
