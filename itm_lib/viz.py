@@ -385,7 +385,7 @@ def _score_axes(ax: Axes, rows: int, columns: int, pictures: Sequence[Any] | Non
 KINDS = {  # what a box is: its colour, line and width
     "object": (BLUE, "-", 2.2), "part": (ORANGE, (0, (4, 2)), 1.8), "background": (BLACK, (0, (1, 1.5)), 1.6),
     "finds an object": (GREEN, "-", 2.2), "finds none": (RED, (0, (4, 2)), 1.6), "object that nothing found": (BLACK, (0, (1, 1.5)), 2.0),
-    "kept": (BLUE, "-", 2.2), "thrown away": (GREY, (0, (4, 2)), 1.6)}
+    "kept": (BLUE, "-", 2.2), "thrown away": (GREY, (0, (4, 2)), 1.6), "cell": (GREY, "-", 1.0)}
 
 
 def region_boxes(pictures: Sequence[Any], boxes: Sequence[Any], kinds: Sequence[Sequence[str]] | None = None,
