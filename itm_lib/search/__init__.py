@@ -8,6 +8,7 @@
 from itm_lib.search.attended import Region
 from itm_lib.search.index import SearchIndex, build_index
 from itm_lib.search.query import Hit, Result
+from itm_lib.search.sheet import contact_sheet
 from itm_lib.search.vectors import KINDS, VectorSettings
 
-__all__ = ["KINDS", "Hit", "Region", "Result", "SearchIndex", "VectorSettings", "build_index"]
+__all__ = ["KINDS", "Hit", "Region", "Result", "SearchIndex", "VectorSettings", "build_index", "contact_sheet"]

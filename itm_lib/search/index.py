@@ -4,8 +4,8 @@ What a picture's vectors are, ``shortlist``:
 
 =============  ==============================================================================================================
 embedding      the model's own: one of VSE++ and HREM, the K elements of DivE
-mean           of SCAN and CAMP: the mean of its encoded regions, at length 1
-words          of SCAN and CAMP: every encoded region, at length 1; each word of a query looks for its nearest ones
+words          of SCAN and CAMP, the default: every encoded region; each word of a query looks for its nearest ones
+mean           of SCAN and CAMP: the mean of its encoded regions, compared with the mean of the query's words
 a folder       of another model, VSE++ for example: that model's embeddings
 =============  ==============================================================================================================
 

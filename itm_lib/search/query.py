@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from itm_lib.data import pictures
 from itm_lib.data.captions import UNKNOWN, Vocabulary, WordPieces
@@ -149,7 +149,7 @@ def search_picture(index: SearchIndex, picture: str | Path, top: int = 10, candi
             raise InputError("this ensemble has a member that compares regions with words and cannot compare pictures: index its other "
                              "members, or ask with words")
         notes += (f"compared by the mean of their encoded regions: {model.name} itself compares pictures with words alone",)
-        scores, rows = top_of(vectors_of(query, "mean")[0] @ first.means().T, top)
+        scores, rows = top_of(nn.functional.normalize(vectors_of(query, "mean")[0]) @ first.means().T, top)
         hits = tuple(_hit(index, rank, row, score, None) for rank, (row, score) in enumerate(zip(rows[0].tolist(), scores[0].tolist()), 1))
         explain, candidates = False, len(index)
     result = Result(Path(picture).name, hits, scored=min(candidates, len(index)), pictures=len(index), notes=tuple(notes),

@@ -66,15 +66,16 @@ class Shortlist:
 def vectors_of(encoding: Encoding, how: str) -> tuple[Tensor, Tensor]:
     """The vectors (V, d) float32 of n encoded pictures or captions, one after another, and how many each has (n,).
 
-    ``how``: "embedding", "mean" (of the fragments, at length 1) or "words" (all fragments, at length 1).
+    ``how``: "embedding", "mean" (of the fragments: the product of two means is the mean product of all words and regions) or
+    "words" (all fragments: as late interaction, the mean over words of the largest product with a region).
     """
     if how == "embedding":
         sets = encoding.embedding if encoding.embedding.dim() == 3 else encoding.embedding[:, None]
         return sets.flatten(0, 1).float(), torch.full((len(sets),), sets.shape[1])
     if how == "mean":
-        mean = nn.functional.normalize(masked_mean(encoding.fragments, encoding.mask).float(), dim=-1)
+        mean = masked_mean(encoding.fragments, encoding.mask).float()
         return mean, torch.ones(len(mean), dtype=torch.int64)
-    return nn.functional.normalize(encoding.fragments[encoding.mask].float(), dim=-1), encoding.mask.sum(1)
+    return encoding.fragments[encoding.mask].float(), encoding.mask.sum(1)
 
 
 def plan(model: MatchingModel, gallery: Gallery, shortlist: str | Path | None) -> list[Shortlist]:
