@@ -87,24 +87,28 @@ def caption_list(pictures: Sequence[Any], captions: Sequence[Sequence[str]], own
 
 def retrieved_pictures(queries: Sequence[str], pictures: Sequence[Sequence[Any]], own: Sequence[Sequence[bool]],
                        true: Sequence[Sequence[bool]], scores: Sequence[Sequence[float]] | None = None,
-                       width: float = 1.75) -> Figure:
+                       width: float = 1.75, regions: Sequence[Sequence[tuple[Any, Any]]] | None = None) -> Figure:
     """A row a query caption: its best pictures from left to right.
 
     A solid green frame is the picture the caption was written for, a dashed green one another picture it is true of, a
-    red one a picture it is false of. ``own`` and ``true`` (queries, pictures) say which is which.
+    red one a picture it is false of. ``own`` and ``true`` (queries, pictures) say which is which. ``regions``: boxes (r, 4) and
+    weights (r,) of each picture; boxes are filled by weight, the largest is framed.
     """
     columns = max(len(row) for row in pictures)
     figure = Figure(figsize=(columns * width, len(queries) * (width + 0.55)), layout="constrained")
-    for part, query, row, is_own, is_true, marks in zip(
+    nothing = [None] * len(queries)
+    for part, query, row, is_own, is_true, marks, looks in zip(
             figure.subfigures(len(queries), 1, squeeze=False)[:, 0], queries, pictures, own, true,
-            scores if scores is not None else [None] * len(queries)):
+            scores if scores is not None else nothing, regions if regions is not None else nothing):
         part.suptitle(f"“{query}”", x=0.01, ha="left", fontsize=10, weight="bold")
         for place, ax in enumerate(part.subplots(1, columns, squeeze=False)[0]):
             if place >= len(row):
                 ax.set_axis_off()
                 continue
             mark, colour, line = _verdict(is_own[place], is_true[place])
-            _picture(ax, row[place])
+            height, breadth = _picture(ax, row[place])
+            if looks is not None:
+                _weighted_boxes(ax, np.asarray(looks[place][0], dtype=float) * [breadth, height, breadth, height], looks[place][1])
             _frame(ax, colour, line)
             ax.set_xlabel(mark + ("" if marks is None else f"  {marks[place]:+.2f}"), color=colour)
     return figure
@@ -272,11 +276,7 @@ def word_attention(picture: Any, words: Sequence[str], boxes: Any, weights: Any,
     for number, (ax, word) in enumerate(zip(axes.flat, words)):
         height, breadth = _picture(ax, picture)
         scale = np.array([breadth, height, breadth, height])
-        strength = weights[number] / max(weights[number].max(), 1e-12)
-        for region in np.argsort(strength):
-            _box(ax, boxes[region] * scale, facecolor=ORANGE, alpha=0.65 * strength[region], linewidth=0)
-        top = int(strength.argmax())
-        _box(ax, boxes[top] * scale, fill=False, edgecolor=RED, linewidth=2)
+        top = _weighted_boxes(ax, boxes * scale, weights[number])
         for box in [] if gold is None or gold[number] is None else np.atleast_2d(gold[number]):
             _box(ax, box * scale, fill=False, edgecolor=BLACK, linewidth=1.5, linestyle=(0, (3, 2)),
                  path_effects=[withStroke(linewidth=3, foreground="white")])  # seen on dark pictures too
@@ -336,6 +336,17 @@ def _frame(ax: Axes, colour: str, line: Any) -> None:
 
 def _box(ax: Axes, box: np.ndarray, **look: Any) -> None:
     ax.add_patch(Rectangle(box[:2], box[2] - box[0], box[3] - box[1], **look))
+
+
+def _weighted_boxes(ax: Axes, boxes: np.ndarray, weights: Any) -> int:
+    """Fill each of ``boxes`` (r, 4), in pixels, by its weight, and frame the one of the largest weight, whose number is returned."""
+    strength = np.clip(np.asarray(weights, dtype=float), 0, None)
+    strength = strength / max(strength.max(), 1e-12)
+    for region in np.argsort(strength):
+        _box(ax, boxes[region], facecolor=ORANGE, alpha=0.65 * strength[region], linewidth=0)
+    top = int(strength.argmax())
+    _box(ax, boxes[top], fill=False, edgecolor=RED, linewidth=2)
+    return top
 
 
 def _verdict(own: bool, true: bool) -> tuple[str, str, Any]:
@@ -1466,4 +1477,26 @@ def index_tradeoff(rows: Mapping[str, Mapping[str, float]], title: str = "") -> 
     right.set_yticks(range(len(rows)), [f"{number}  {name}" for number, name in enumerate(rows, 1)])
     right.set(xlabel="bytes a vector", ylim=(len(rows) - 0.5, -0.5))
     right.margins(x=0.2)
+    return figure
+
+
+def recall_against_time(panels: Mapping[str, Mapping[str, Mapping[float, tuple[float, float]]]], exact: Mapping[str, float], limit: float = 0.0) -> Figure:
+    """What a setting of an approximate index trades, a panel each: {title: {index: {setting: (ms a query, recall in percent)}}}.
+
+    ``exact`` {title: ms a query of exact search} draws a dashed line. The settings stand beside the points. ``limit``: where the
+    axis of recall begins.
+    """
+    figure, axes = _grid(1, len(panels), (5.2 * len(panels), 3.8))
+    for ax, (title, indexes) in zip(axes[0], panels.items()):
+        for number, (name, points) in enumerate(indexes.items()):
+            x, y = zip(*points.values())
+            ax.plot(x, y, MARKERS[number] + "-", color=COLOURS[number], markersize=6, label=name)
+            for setting, point in points.items():
+                ax.annotate(f"{setting:g}", point, (4, -11), textcoords="offset points", fontsize=8, color=COLOURS[number])
+        ax.axvline(exact[title], color=BLACK, linestyle="--", linewidth=1.2, label="exact search")
+        ax.set(xscale="log", title=title, xlabel="ms a query", ylim=(limit, 104))
+        ax.margins(x=0.12)
+        ax.grid()
+    axes[0, 0].set_ylabel("recall@10 against exact (%)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

@@ -67,6 +67,14 @@ def test_retrieved_pictures_frames_differ_by_sign_colour_and_line():
     assert len(set(looks)) == 3 and looks[0][0] == looks[1][0] != looks[2][0]
 
 
+def test_retrieved_pictures_with_the_regions_that_are_attended_to():
+    boxes = np.array([[0, 0, 0.5, 0.5], [0.5, 0, 1, 1]])
+    (ax,) = drawn(viz.retrieved_pictures(["a dog"], [[PICTURE]], [[True]], [[True]], regions=[[(boxes, [0.2, 0.8])]]))
+    filled = {patch.get_xy(): patch.get_alpha() for patch in ax.patches if patch.get_fill()}
+    assert filled == {(0, 0): pytest.approx(0.65 / 4), (20, 0): pytest.approx(0.65)}
+    assert [patch.get_xy() for patch in ax.patches if not patch.get_fill()] == [(20, 0)]
+
+
 def test_retrieved_pictures_leaves_room_for_shorter_rows():
     figure = viz.retrieved_pictures(["a dog", "a cat"], [[PICTURE] * 2, [PICTURE]], [[True, False], [True]], [[True, False], [True]])
     assert [ax.axison for ax in drawn(figure)] == [True, True, True, False]
@@ -625,3 +633,9 @@ def test_index_tradeoff_numbers_the_indexes():
     left, right = drawn(viz.index_tradeoff({"flat": {"ms": 9.0, "recall": 100.0, "bytes": 1024}, "IVF-PQ": {"ms": 0.1, "recall": 60.0, "bytes": 40}}))
     assert [line.get_xydata().tolist() for line in left.lines] == [[[9, 100]], [[0.1, 60]]]
     assert [label.get_text() for label in right.get_yticklabels()] == ["1  flat", "2  IVF-PQ"] and texts(right) == ["1024", "40"]
+
+
+def test_recall_against_time_names_the_settings():
+    (ax,) = drawn(viz.recall_against_time({"20 000": {"HNSW": {16: (0.1, 70.0), 64: (0.3, 95.0)}}}, {"20 000": 2.0}, limit=50))
+    assert ax.lines[0].get_xydata().tolist() == [[0.1, 70], [0.3, 95]] and texts(ax) == ["16", "64"]
+    assert set(ax.lines[-1].get_xdata()) == {2} and ax.get_ylim()[0] == 50
