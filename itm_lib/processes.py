@@ -48,6 +48,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def usable_cpus() -> int:
+    """CPUs that this process may use: more processes that read data than that slow it down."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _joined() -> bool:
     """Whether there are several processes; the first call meets the others, which takes all of them."""
     if not dist.is_available():

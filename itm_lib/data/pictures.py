@@ -87,11 +87,19 @@ def read_picture(path: str | Path) -> Image.Image:
     the picture's lowest value to its highest.
     """
     with _reading(Path(path)), Image.open(path) as picture:
-        picture.load()
-        upright = picture
-        with contextlib.suppress(*_BAD_EXIF):  # EXIF that is damaged does not say which way is up
-            upright = ImageOps.exif_transpose(picture)
-        return _as_rgb(upright)
+        return as_rgb(picture)
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """``picture`` as :func:`read_picture` gives it, whatever its mode and orientation."""
+    picture.load()
+    with contextlib.suppress(*_BAD_EXIF):  # EXIF that is damaged does not say which way is up
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(np.asarray(picture))).convert("RGB")
+    if picture.has_transparency_data:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    return picture.convert("RGB")
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
@@ -119,19 +127,13 @@ def _reading(path: Path) -> Iterator[None]:
         why = "no kind of picture that is known" if path.stat().st_size else "the file is empty"
     except Image.DecompressionBombError as error:
         why, advice = one_line(error), "make it smaller, or remove it"
+    except MemoryError:
+        raise  # says nothing of the picture
     except Exception as error:  # damaged data may raise anything in a decoder
         why = one_line(str(error).replace(str(path), "it"), 100) or type(error).__name__
     broken = BrokenPicture(f"{path} cannot be read as a picture ({why}): {advice}")
     broken.why = why
     raise broken
-
-
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bits(np.asarray(picture))).convert("RGB")
-    if picture.has_transparency_data:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return picture.convert("RGB")
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:

@@ -136,11 +136,13 @@ class RegionWriter:
     the same bytes in the end. Only one process may resume a file at a time.
 
     A picture for which there turn out to be no regions is left out, :meth:`leave_out`. ``skipped``: pictures of which that was
-    known before, with why; they are not among ``image_ids``. ``part``: where the file is until it is whole.
+    known before, with why; they are not among ``image_ids``. ``verify``: in the end every row is read and held against its checksum,
+    before the file takes the place of an older one. ``part``: where the file is until it is whole.
     """
 
     def __init__(self, path: str | Path, image_ids: Sequence[str], max_regions: int, dim: int, extractor: str, boxes: bool = True,
-                 resume: bool = False, progress: bool = False, skipped: Mapping[str, str] | None = None, part: Path | None = None, **settings):
+                 resume: bool = False, progress: bool = False, verify: bool = False, skipped: Mapping[str, str] | None = None,
+                 part: Path | None = None, **settings):
         self.path, self.resume, self.image_ids = Path(path), resume, list(image_ids)
         self.part = part or self.path.with_name(f".{self.path.name}.part" if resume else f".{self.path.name}.{os.getpid()}.part")
         try:
@@ -156,7 +158,7 @@ class RegionWriter:
         self._skipped, self._left_out = dict(skipped or {}), set()
         if self._skipped:
             self._attrs["skipped"] = _skipped_as_json(self._skipped)
-        self._has_boxes = boxes
+        self._has_boxes, self._verify, self._progress = boxes, verify, progress
         self._check_free()
         if not (resume and self._is_ours()):
             self._create()
@@ -165,7 +167,7 @@ class RegionWriter:
             self.done = file["num_regions"][:] > 0
         self._file = open(self.part, "r+b", buffering=0)
         if self.done.any():
-            self._check_done(progress)
+            self._check_done()
 
     def _is_ours(self) -> bool:
         """Whether the part that is there was begun for this very file."""
@@ -177,12 +179,12 @@ class RegionWriter:
         except (OSError, KeyError):  # none, or killed before it was complete
             return False
 
-    def _check_done(self, progress: bool) -> None:
+    def _check_done(self) -> None:
         with h5py.File(self.part, "r") as file:
             features = _rows_of(self.part, "features", file["features"])
             boxes = _rows_of(self.part, "boxes", file["boxes"]) if self._has_boxes else None
             counts, checksums = file["num_regions"][:], file["checksum"][:]
-        for row in tqdm(np.flatnonzero(self.done), desc=f"check {self.path.name}", unit="picture", disable=not progress):
+        for row in tqdm(np.flatnonzero(self.done), desc=f"check {self.path.name}", unit="picture", disable=not self._progress):
             self.done[row] = checksums[row] == _checksum(features[row], boxes[row] if boxes else None, int(counts[row]))
 
     def _check_free(self) -> None:
@@ -264,7 +266,8 @@ class RegionWriter:
             boxes = _rows_of(self.part, "boxes", file["boxes"]) if self._has_boxes else None
             counts = file["num_regions"][:]
         whole = RegionWriter(self.path, [self.image_ids[row] for row in kept], regions, dim, self._attrs["extractor"], self._has_boxes,
-                             resume=True, skipped=self._skipped, part=self.part.with_suffix(".whole.part"), **attrs)
+                             resume=True, progress=self._progress, verify=self._verify, skipped=self._skipped,
+                             part=self.part.with_suffix(".whole.part"), **attrs)
         with whole:
             for new, row in enumerate(kept):
                 whole.write(new, features[row][: counts[row]], boxes[row][: counts[row]] if boxes else None)
@@ -292,6 +295,10 @@ class RegionWriter:
                 return
             os.fsync(self._file.fileno())
             self._file.close()
+            if self._verify:
+                written = RegionStore(self.part)
+                written.path = self.path  # the name that a user knows
+                written.verify(self._progress)
             os.replace(self.part, self.path)
         except OSError as error:
             raise _not_written(self.path, error) from None

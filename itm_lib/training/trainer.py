@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from itm_lib.evaluation.ranking import RetrievalMetrics, map_at_r
 from itm_lib.evaluation.scoring import encode_dataset, evaluating, over_all_processes, similarity_matrix
 from itm_lib.files import InputError, nearest, replace_atomically
 from itm_lib.models.base import MatchingModel, check_token_kind
-from itm_lib.processes import Share, all_or_none, barrier, from_main, is_main, rank, sharing, world_size
+from itm_lib.processes import Share, all_or_none, barrier, from_main, is_main, rank, sharing, usable_cpus, world_size
 from itm_lib.training.config import PRACTICAL, TrainConfig, frozen, frozen_parameters, learning_rate, make_optimizer
 from itm_lib.training.distributed import Part, gather_encoding, part_of, seed_of
 from itm_lib.training.monitor import Curves, Monitor
@@ -413,11 +412,6 @@ class Trainer:
     def _warming_up(self) -> bool:
         return (self.state.step <= self.config.warmup_steps
                 or self.state.epoch < getattr(self.model.config, "warmup_epochs", 0))
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use: more loader processes than that slow it down."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_splits(model: MatchingModel, train: ImageCaptionDataset, val: ImageCaptionDataset) -> None:
