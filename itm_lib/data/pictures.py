@@ -47,8 +47,8 @@ def find_pictures(folder: str | Path) -> dict[str, Path]:
     :class:`InputError` if there is none, if two have one id (a.png and a.jpg), or if a folder may not be read.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file: give the folder that the pictures are in" if folder.is_file() else
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder} is a file: give the folder that the pictures are in" if os.path.isfile(folder) else
                          f"no folder of pictures {folder}: check the path")
     found: dict[str, Path] = {}
     for path in _files(folder):
