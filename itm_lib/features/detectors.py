@@ -78,7 +78,7 @@ def best(boxes: Tensor, scores: Tensor, iou: float, count: int) -> Tensor:
     shown = ((boxes[:, 2:] - boxes[:, :2]) > SMALLEST).all(1).nonzero().flatten()
     if not len(shown):
         return scores.argmax()[None]
-    return shown[nms(boxes[shown], scores[shown], iou)[:count]]
+    return shown[nms(boxes[shown], scores[shown], iou, count)]
 
 
 def widened(boxes: Tensor) -> Tensor:

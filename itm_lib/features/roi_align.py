@@ -75,18 +75,15 @@ def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     return torch.where(union > 0, shared / union.clamp_min(torch.finfo(union.dtype).tiny), 0)
 
 
-def nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
+def nms(boxes: Tensor, scores: Tensor, iou: float, count: int | None = None) -> Tensor:
     """Numbers of the boxes (R, 4) that stay, by falling score: a box goes if its IoU with a better one that stays exceeds ``iou``.
 
-    Of equal scores the first comes first. Computed in float64.
+    Of equal scores the first comes first. ``count``: the first so many of them alone. Computed in float64.
     """
-    order = torch.sort(scores, descending=True, stable=True).indices
-    over = (pairwise_iou(boxes[order].double(), boxes[order].double()) > iou).cpu().numpy()
-    stays = [True] * len(order)
-    kept = []
-    for number in range(len(order)):
-        if stays[number]:
-            kept.append(number)
-            for other in over[number, number + 1:].nonzero()[0]:
-                stays[number + 1 + other] = False
-    return order[torch.tensor(kept, dtype=torch.long, device=order.device)]
+    left = torch.sort(scores, descending=True, stable=True).indices
+    exact, kept = boxes.double(), []
+    while len(left) and (count is None or len(kept) < count):
+        kept.append(left[0])
+        left = left[1:]
+        left = left[pairwise_iou(exact[kept[-1]][None], exact[left])[0] <= iou]
+    return torch.stack(kept) if kept else left

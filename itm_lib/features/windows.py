@@ -50,7 +50,7 @@ class SlidingWindows(NetworkExtractor):
         chances = torch.cat([output.objects for output in outputs]).float().softmax(1)
         chances[:, self._background.to(chances.device)] = 0
         scores, labels = chances.max(1)
-        kept = nms(boxes, scores, self.nms)[: self.max_regions]
+        kept = nms(boxes, scores, self.nms, self.max_regions)
         features, kept_boxes, kept_scores = as_arrays(torch.cat([output.features for output in outputs])[kept], boxes[kept], scores[kept])
         names = tuple(self.network.object_names[number] for number in labels[kept].tolist())
         return Regions(np.concatenate([features, box_geometry(kept_boxes)], 1), kept_boxes, kept_scores, names)

@@ -15,8 +15,8 @@ import torch
 
 from itm_lib.data import Vocabulary
 from itm_lib.data.regions import RegionWriter
-from itm_lib.files import write_json, write_jsonl
 from itm_lib.features.pretrained import quiet_transformers
+from itm_lib.files import write_json, write_jsonl
 from itm_lib.training import Recipe, load_recipe
 
 CAPTIONS = 5
