@@ -147,21 +147,30 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
-def read_jsonl(path: str | Path) -> list[Any]:
-    """The JSON values of ``path``, one a line. Names the line that is broken."""
+def read_text(path: str | Path) -> str:
+    """The text in ``path``, which is UTF-8; a byte order mark is no part of it."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"no file {path}: check the path, or make the file first") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
+        raise InputError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({one_line(error.strerror or error)}): check the path and its permissions") from None
+
+
+def read_jsonl(path: str | Path) -> list[Any]:
+    """The JSON values of ``path``, one a line. Names the line that is broken."""
+    return [value for _, value in numbered_jsonl(path)]
+
+
+def numbered_jsonl(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """The JSON values of ``path``, one a line, each with the number of its line."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            yield number, json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{path} line {number} is not valid JSON ({error.msg}): mend or remove that line") from None
-    return rows

@@ -5,8 +5,9 @@ A dataset folder holds::
     captions.jsonl        {caption_id, image_id, text, split} a line
     splits.json           {"train": [image_id, ...], "val": [...], "test": [...]}
     vocabulary.json       words of the training captions; models with a pretrained text encoder bring their own
-    regions/<split>.h5    a RegionStore a split; or <split>.npy and <split>.json, see itm_lib.data.regions
-    images/<image_id>.*   the pictures, .png or .jpg, for models that read pixels; these need no regions
+    regions/<split>.h5    a RegionStore a split; or <split>.npy and <split>.json, see itm_lib.data.regions;
+                          or all.h5, one store of all splits, of which a split's rows alone are read
+    images/<image_id>.*   the pictures, for models that read pixels; these need no regions
 
 ``open_split`` opens train and val. The test split opens through ``itm_lib.evaluation.open_split`` alone, so that
 nothing that trains or chooses can read it.
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from itm_lib.data.captions import Vocabulary, WordPieces, load_vocabulary
 from itm_lib.data.pictures import PictureStore, Pixels
-from itm_lib.data.regions import RegionStore, find_regions
+from itm_lib.data.regions import ALL, RegionStore, find_regions
 from itm_lib.files import InputError, read_json, read_jsonl
 
 LAYOUTS = ("caption", "image", "set")
@@ -249,7 +251,15 @@ def open_images(folder: str | Path, name: str, image_ids: Sequence[str], pixels:
     path = find_regions(folder, name)
     if not path.is_file() and (folder / "images").is_dir():
         raise InputError(f"{folder} has pictures and no regions/{path.name}: train a model of pixels on it, or extract its regions")
-    return RegionStore(path, in_memory)
+    return RegionStore(path, in_memory, image_ids if path.stem == ALL else None)
+
+
+def about_images(images: RegionStore | PictureStore) -> dict[str, Any]:
+    """What ``images`` are, as JSON values: the extractor of the regions, its settings and sizes; or the pixels that are read."""
+    if isinstance(images, PictureStore):
+        return {"pixels": images.pixels.size}
+    attrs = {name: getattr(value, "tolist", lambda value=value: value)() for name, value in images.attrs.items() if name != "skipped"}
+    return {**attrs, "max_regions": int(images.max_regions), "dim": int(images.dim), "boxes": images.has_boxes}
 
 
 def load_split(folder: str | Path, split: str, in_memory: bool | None = None, vocabulary: Vocabulary | WordPieces | None = None,

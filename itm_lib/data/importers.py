@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,29 +24,26 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from itm_lib.data.captions import SPECIAL, Tokenizer, Vocabulary
+from itm_lib.data.dataset_files import SPLITS, CaptionedPicture, has_words, making, replace_link, write_small_files
 from itm_lib.data.feature_files import Features, Passes, RepeatedRows, open_features, picture_key
 from itm_lib.data.pictures import SUFFIXES
 from itm_lib.data.published import CAPTIONS_PER_IMAGE, DATASETS, VAL_IMAGES, DatasetInfo, dataset_info, instructions
 from itm_lib.data.regions import FileRows, RegionStore, RegionWriter
-from itm_lib.files import InputError, data_dir, held, read_json, write_json, write_jsonl
+from itm_lib.files import InputError, data_dir, read_json, read_text, write_json
 
 __all__ = ["DATASETS", "DatasetInfo", "import_karpathy", "import_scan_archive", "instructions", "prepare"]
 
-SPLITS = ("train", "val", "test")
 ARCHIVE_SPLITS = {"train": ("train",), "val": ("dev",), "test": ("testall", "test")}  # the first that is there
 REPEATS = 5       # in SCAN's arrays of dev and test each picture stands so many times in a row
 MIN_COUNT = 4     # words of the training captions that are rarer are unknown, as in all four papers
-FORMAT = 1
+KIND = "published"
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a split: ``key``, its name among the features; ``captions`` as (caption id, text); ``file``, of the picture."""
+class Picture(CaptionedPicture):
+    """One picture of a split: ``key``, its name among the features; ``file``, of the picture."""
 
-    image_id: str
     key: Any
-    captions: tuple[tuple[str, str], ...]
     file: str = ""
 
 
@@ -161,10 +157,7 @@ def _archive_files(source: Path, split: str) -> tuple[Path, Path]:
 
 def _caption_lines(path: Path) -> list[str]:
     """The captions in a file, one a line; only the end of the file may be empty."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    text = read_text(path)
     return [" ".join(line.split()) for line in text.removesuffix("\n").split("\n")]
 
 
@@ -185,19 +178,10 @@ def _archive_pictures(split: str, lines: Sequence[str], count: int, options: Opt
         kept = []
         for place in range(REPEATS):
             line = REPEATS * number + place
-            if _has_words(lines[line], f"{texts} line {line + 1}", options):
+            if has_words(lines[line], f"{texts} line {line + 1}", options.skip_empty):
                 kept.append((f"{image_id}#{place}", lines[line]))
-        pictures.append(Picture(image_id, number, tuple(kept)))
+        pictures.append(Picture(image_id, tuple(kept), number))
     return pictures
-
-
-def _has_words(text: str, where: str, options: Options) -> bool:
-    """Whether a caption has a word in it; if not, that is an error unless such captions are to be left out."""
-    if Tokenizer()(text):
-        return True
-    if not options.skip_empty:
-        raise InputError(f"{where}: the caption {text!r} has no word in it; write one, or leave such captions out with --skip-empty")
-    return False
 
 
 def _with_ids(pictures: dict[str, list[Picture]], source: Path, files: Mapping[str, tuple[Path, Path]],
@@ -301,7 +285,7 @@ def read_karpathy(path: Path, restval: bool = True, captions_per_image: int | No
         if split_of[row["split"]] is not None:
             captions = tuple(islice(_sentences(row, where, captions_seen, options), captions_per_image))
             file = "/".join(filter(None, [row.get("filepath"), row["filename"]]))
-            pictures[split_of[row["split"]]].append(Picture(image_id, picture_key(image_id), captions, file))
+            pictures[split_of[row["split"]]].append(Picture(image_id, captions, picture_key(image_id), file))
     return pictures
 
 
@@ -313,7 +297,7 @@ def _sentences(row: dict[str, Any], where: str, seen: set[str], options: Options
         if caption_id in seen:
             raise InputError(f"{where}: sentid {caption_id} is there twice: mend it, or get the file again")
         seen.add(caption_id)
-        if _has_words(text, f"{where}, sentid {caption_id}", options):
+        if has_words(text, f"{where}, sentid {caption_id}", options.skip_empty):
             yield caption_id, text
 
 
@@ -333,13 +317,8 @@ def _with_features(pictures: dict[str, list[Picture]], features: Features, where
 
 @contextmanager
 def _folder(out: Path, name: str, progress: bool) -> Iterator[Passes]:
-    """Hold ``out`` while it is written; refuse it if it is another dataset's."""
-    if (out / "splits.json").is_file():
-        meta = read_json(out / "meta.json") if (out / "meta.json").is_file() else {}
-        if meta.get("name") != name:
-            raise InputError(f"{out} holds another dataset already ({meta.get('name', 'of unknown origin')}): give another --out, or remove it")
-    out.mkdir(parents=True, exist_ok=True)
-    with held(out / ".import.lock", f"{out} is being written by another import: wait for it, or give another --out"):
+    """Hold ``out`` while it is written, and remember what was found in the sources."""
+    with making(out, name, KIND):
         yield Passes(out / ".sources.json", progress)
 
 
@@ -380,9 +359,7 @@ class _Folder:
     def link(self, split: str, features: RepeatedRows) -> None:
         """regions/<split>.npy, a link to the array as it is, and the list of its pictures. All of it is read once, to check it."""
         path, pictures = self._path(split, ".npy", features), self.pictures[split]
-        path.parent.mkdir(exist_ok=True)
-        path.unlink(missing_ok=True)
-        os.symlink(features.path.resolve(), path)
+        replace_link(path, features.path)
         write_json(path.with_suffix(".json"), {"extractor": features.extractor, "image_ids": [picture.image_id for picture in pictures],
                                                "row_of_image": [picture.key * features.repeat for picture in pictures]})
         for picture in tqdm(pictures if features.repeat > 1 else [], desc=f"check {split}", disable=not self.options.progress):
@@ -402,34 +379,18 @@ class _Folder:
         """images/<image_id>.jpg, links to the pictures in ``folder``, under filepath/filename or filename."""
         if not folder.is_dir():
             raise InputError(f"no folder of pictures {folder}: check the path")
-        (self.out / "images").mkdir(exist_ok=True)
         wanted = [picture for found in self.pictures.values() for picture in found]
         for picture in tqdm(wanted, desc="link pictures", unit="picture", disable=not self.options.progress):
             path = next((path for path in (folder / picture.file, folder / Path(picture.file).name) if path.is_file()), None)
             if path is None or path.suffix.lower() not in SUFFIXES:
                 raise InputError(f"{folder} has no picture {picture.file} (image {picture.image_id}): put it there, or check the path")
-            link = self.out / "images" / f"{picture.image_id}{path.suffix.lower()}"
-            link.unlink(missing_ok=True)
-            os.symlink(path.resolve(), link)
+            replace_link(self.out / "images" / f"{picture.image_id}{path.suffix.lower()}", path)
 
     def finish(self, **settings: Any) -> Path:
         """The small files; meta.json says that all is there."""
-        rows = [{"caption_id": caption_id, "image_id": picture.image_id, "text": text, "split": split}
-                for split, found in self.pictures.items() for picture in found for caption_id, text in picture.captions]
-        vocabulary = Vocabulary.build((row["text"] for row in rows if row["split"] == "train"), self.options.min_count)
-        if len(vocabulary) == len(SPECIAL):
-            raise InputError(f"no word stands {self.options.min_count} times in the training captions: give a smaller --min-count")
-        write_jsonl(self.out / "captions.jsonl", rows)
-        write_json(self.out / "splits.json", {split: [picture.image_id for picture in found] for split, found in self.pictures.items()})
-        vocabulary.save(self.out / "vocabulary.json")
-        counts = {split: {"images": len(found), "captions": sum(len(picture.captions) for picture in found)}
-                  for split, found in self.pictures.items()}
-        counts["val"]["of_images"] = self.all_val
         options = {name: value for name, value in vars(self.options).items() if name != "progress"}
-        write_json(self.out / "meta.json", {
-            "format": FORMAT, "name": self.name, "made_from": self.made_from, "sources": self.sources, "options": {**options, **settings},
-            "splits": counts, "words": len(vocabulary), "regions": self.regions})
-        return self.out
+        about = {"made_from": self.made_from, "sources": self.sources, "options": {**options, **settings}, "regions": self.regions}
+        return write_small_files(self.out, self.pictures, self.options.min_count, about, {"val": {"of_images": self.all_val}})
 
 
 def _is_whole(path: Path, image_ids: list[str], attrs: dict[str, Any]) -> bool:
