@@ -23,8 +23,9 @@ from itm_lib.files import InputError
 
 def roi_align(maps: Tensor, boxes: Tensor, bins: int = 7, samples: int = 2, rows: Tensor | None = None) -> Tensor:
     """Maps (C, H, W) or (B, C, H, W) and boxes (R, 4) to (R, C, bins, bins). ``rows`` (R,): the map of each box, where B > 1."""
-    out = maps.new_empty(len(boxes), maps.shape[-3], bins, bins)
-    for picture, chosen in _by_map(maps, boxes, rows):
+    parts = _by_map(maps, boxes, rows)
+    out = maps.new_zeros(len(boxes), maps.shape[-3], bins, bins)
+    for picture, chosen in parts:
         y, x = axis_weights(boxes[chosen], picture.shape[-2:], bins, samples, maps.dtype)
         tall = torch.einsum("rph,chw->rpcw", y, picture)
         out = out.index_copy(0, chosen, torch.einsum("rpcw,rqw->rcpq", tall, x))
@@ -33,8 +34,9 @@ def roi_align(maps: Tensor, boxes: Tensor, bins: int = 7, samples: int = 2, rows
 
 def pool_boxes(maps: Tensor, boxes: Tensor, bins: int = 7, samples: int = 2, rows: Tensor | None = None) -> Tensor:
     """The mean of :func:`roi_align` over the bins, (R, C), without computing them one by one."""
-    out = maps.new_empty(len(boxes), maps.shape[-3])
-    for picture, chosen in _by_map(maps, boxes, rows):
+    parts = _by_map(maps, boxes, rows)
+    out = maps.new_zeros(len(boxes), maps.shape[-3])
+    for picture, chosen in parts:
         y, x = (weights.mean(1) for weights in axis_weights(boxes[chosen], picture.shape[-2:], bins, samples, maps.dtype))
         out = out.index_copy(0, chosen, torch.einsum("rcw,rw->rc", torch.einsum("rh,chw->rcw", y, picture), x))
     return out

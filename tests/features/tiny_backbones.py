@@ -54,6 +54,8 @@ def make_backbone(kind: str, folder: Path, seed: int = 0, processor: bool = True
         torch.manual_seed(seed)
         model = (AutoModelForObjectDetection if detects else AutoModel).from_config(AutoConfig.for_model(**{"model_type": model_type, **settings}))
         _spread(model)
+        if detects:
+            _settle(model)
     model.save_pretrained(folder)
     if processor:
         write_json(Path(folder) / "preprocessor_config.json", _processor(model_type, detects))
@@ -72,13 +74,26 @@ def _backbone_settings(model_type: str) -> dict[str, Any]:
 
 def _spread(model: torch.nn.Module) -> None:
     for name, value in model.named_parameters():
-        if value.dim() > 1 and "embed" not in name:
-            torch.nn.init.normal_(value, std=1.5 / value[0].numel() ** 0.5)
+        if "query_position" in name or "reference_points.weight" in name:
+            torch.nn.init.normal_(value, std=2)  # queries that differ
+        elif value.dim() > 1 and "position_embed" not in name:
+            torch.nn.init.normal_(value, std=(1.4 if value.dim() == 4 else 1.5) / value[0].numel() ** 0.5)
     for name, value in model.named_buffers():
         if name.endswith("running_mean"):
             value.normal_(std=0.1)
         elif name.endswith("running_var"):
             value.uniform_(0.5, 1.5)
+
+
+@torch.no_grad()
+def _settle(model: torch.nn.Module) -> None:
+    """Give BatchNorm layers the statistics of some random pictures: untrained ones wipe out what pictures differ in."""
+    layers = [layer for layer in model.eval().modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    for layer in layers:
+        layer.train().momentum = None  # statistics of all that it sees
+    model(pixel_values=torch.rand(8, 3, 64, 64))
+    for layer in layers:
+        layer.eval().momentum = 0.1
 
 
 def _processor(model_type: str, detects: bool) -> dict[str, Any]:
