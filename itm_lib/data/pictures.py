@@ -126,7 +126,7 @@ def _reading(path: Path) -> Iterator[None]:
     except UnidentifiedImageError:
         why = "no kind of picture that is known" if path.stat().st_size else "the file is empty"
     except Image.DecompressionBombError as error:
-        why, advice = one_line(error), "make it smaller, or remove it"
+        why, advice = one_line(error).rstrip("."), "make it smaller, or remove it"
     except MemoryError:
         raise  # says nothing of the picture
     except Exception as error:  # damaged data may raise anything in a decoder

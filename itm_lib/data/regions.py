@@ -44,6 +44,7 @@ from itm_lib.files import InputError, one_line, read_json
 IN_MEMORY = 2**30  # bytes of features up to which in_memory=None loads them
 HALF = np.finfo(np.float16).max
 ALL = "all"            # regions/all.h5: one store of all splits
+LEFT_OUT = -1          # num_regions of a row, in a file that is not whole yet
 _FIELDS = ("features", "num_regions", "image_ids")
 _EXPONENT = 0x7C00  # the bits of a float16 that are all set where it is NaN or infinite
 _BLOCK = 256        # rows read at once where all are read
@@ -132,7 +133,7 @@ class RegionWriter:
 
     ``max_regions`` is R, ``dim`` is D; ``extractor`` and ``settings`` become attributes of the file. ``boxes=False``: there are
     none. ``resume=True``: what is written stays when the writing ends early, even by a kill, and the next writer of the same
-    pictures, sizes and settings goes on: ``done`` (N,) bool are the rows that are there and whose checksum holds. The file has
+    pictures, sizes and settings goes on: ``done`` (N,) bool are the rows that are there, or left out, and whose checksum holds. The file has
     the same bytes in the end. Only one process may resume a file at a time.
 
     A picture for which there turn out to be no regions is left out, :meth:`leave_out`. ``skipped``: pictures of which that was
@@ -155,7 +156,7 @@ class RegionWriter:
             raise InputError(f"{self.path}: there are no pictures to write")
         self._shape = (len(self.image_ids), max_regions, dim)
         self._attrs = {"extractor": extractor, **settings}
-        self._skipped, self._left_out = dict(skipped or {}), set()
+        self._skipped, self._left_out = dict(skipped or {}), {}  # the second by row
         if self._skipped:
             self._attrs["skipped"] = _skipped_as_json(self._skipped)
         self._has_boxes, self._verify, self._progress = boxes, verify, progress
@@ -164,7 +165,7 @@ class RegionWriter:
             self._create()
         with h5py.File(self.part, "r") as file:
             self._places = {name: file[name].id.get_offset() for name in _datasets(self._shape, boxes)}
-            self.done = file["num_regions"][:] > 0
+            self.done = file["num_regions"][:] != 0
         self._file = open(self.part, "r+b", buffering=0)
         if self.done.any():
             self._check_done()
@@ -185,7 +186,13 @@ class RegionWriter:
             boxes = _rows_of(self.part, "boxes", file["boxes"]) if self._has_boxes else None
             counts, checksums = file["num_regions"][:], file["checksum"][:]
         for row in tqdm(np.flatnonzero(self.done), desc=f"check {self.path.name}", unit="picture", disable=not self._progress):
-            self.done[row] = checksums[row] == _checksum(features[row], boxes[row] if boxes else None, int(counts[row]))
+            if counts[row] == LEFT_OUT:
+                text = features[row].tobytes()
+                self.done[row] = checksums[row] == zlib.crc32(text)
+                if self.done[row]:
+                    self._left_out[int(row)] = text.rstrip(b"\0").decode()
+            else:
+                self.done[row] = checksums[row] == _checksum(features[row], boxes[row] if boxes else None, int(counts[row]))
 
     def _check_free(self) -> None:
         """Whether there is room for all rows; what a part has taken already is not needed again."""
@@ -235,6 +242,7 @@ class RegionWriter:
             if name in values:
                 self._put(self._places[name] + row * values[name].nbytes, values[name])
         self.done[row] = True
+        self._left_out.pop(row, None)
 
     def _put(self, place: int, value: np.ndarray) -> None:
         rest = value.reshape(-1).view(np.uint8)
@@ -248,17 +256,22 @@ class RegionWriter:
     def leave_out(self, row: int, why: str) -> None:
         """The picture of row ``row`` has no row in the end; the file's attribute ``skipped`` says why.
 
-        This alone a later writer that goes on does not know: it finds the row not done.
+        Until then the reason stands in the place of the features, as much of it as fits.
         """
-        self._left_out.add(int(row))
-        self._skipped[self.image_ids[row]] = why
-        self.done[row] = False
+        text = why.encode()[: math.prod(self._shape[1:]) * 2].decode(errors="ignore")
+        content = np.frombuffer(text.encode().ljust(math.prod(self._shape[1:]) * 2, b"\0"), np.uint8)
+        for name, value in (("features", content), ("checksum", np.array(zlib.crc32(content), "<u4")),
+                            ("num_regions", np.array(LEFT_OUT, "<i4"))):
+            self._put(self._places[name] + row * value.nbytes, value)
+        self.done[row] = True
+        self._left_out[row] = text
 
     def _without_left_out(self) -> None:
-        """Put the rows that are there into a file of their own, in place of the part."""
+        """Put the rows that are there into a file of their own."""
         kept = [row for row in range(len(self.image_ids)) if row not in self._left_out]
         if not kept:
-            raise InputError(f"{self.path}: no picture is left of {len(self.image_ids)}, {self.image_ids[0]}: {self._skipped[self.image_ids[0]]}")
+            raise InputError(f"{self.path}: no picture is left of {len(self.image_ids)}, {self.image_ids[0]}: {self._left_out[0]}")
+        skipped = {**self._skipped, **{self.image_ids[row]: why for row, why in self._left_out.items()}}
         _, regions, dim = self._shape
         attrs = {name: value for name, value in self._attrs.items() if name not in ("extractor", "skipped")}
         with h5py.File(self.part, "r") as file:
@@ -266,7 +279,7 @@ class RegionWriter:
             boxes = _rows_of(self.part, "boxes", file["boxes"]) if self._has_boxes else None
             counts = file["num_regions"][:]
         whole = RegionWriter(self.path, [self.image_ids[row] for row in kept], regions, dim, self._attrs["extractor"], self._has_boxes,
-                             resume=True, progress=self._progress, verify=self._verify, skipped=self._skipped,
+                             resume=True, progress=self._progress, verify=self._verify, skipped=skipped,
                              part=self.part.with_suffix(".whole.part"), **attrs)
         with whole:
             for new, row in enumerate(kept):
@@ -285,9 +298,9 @@ class RegionWriter:
                 self.part.unlink(missing_ok=True)
 
     def _finish(self) -> None:
-        missing = [row for row in np.flatnonzero(~self.done) if row not in self._left_out]
+        missing = int((~self.done).sum())
         if missing:
-            raise InputError(f"{self.path}: {len(missing)} pictures were given no regions; write every row")
+            raise InputError(f"{self.path}: {missing} pictures were given no regions; write every row")
         try:
             if self._left_out:
                 self._without_left_out()
@@ -302,6 +315,18 @@ class RegionWriter:
             os.replace(self.part, self.path)
         except OSError as error:
             raise _not_written(self.path, error) from None
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove the part of the finished file ``path``, if a writer that left pictures out was killed before it could do so."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with h5py.File(part, "r") as left, h5py.File(path, "r") as whole:
+            of_both = [{name: value for name, value in file.attrs.items() if name != "skipped"} for file in (left, whole)]
+    except OSError:  # none
+        return
+    if of_both[0] == of_both[1]:
+        part.unlink()
 
 
 class RegionStore:

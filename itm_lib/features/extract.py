@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from itm_lib.data.pictures import BrokenPicture, as_rgb, find_pictures, picture_size, read_picture
-from itm_lib.data.regions import RegionStore, RegionWriter
+from itm_lib.data.regions import RegionStore, RegionWriter, remove_leftover
 from itm_lib.features.extractor import PictureExtractor, Regions
 from itm_lib.files import InputError, locked, one_line
 from itm_lib.processes import usable_cpus
@@ -142,6 +142,7 @@ def _finished(out: Path, attributes: dict[str, Any], pictures: _Pictures, progre
                 or sorted([*store.image_ids, *skipped]) != list(pictures.files)):
             return None
         store.verify(progress)
+        remove_leftover(out)
     except InputError:  # none, or damaged: it is made again
         return None
     return Extraction(out, len(store), store.max_regions, store.dim, skipped, 0.0, 0.0, kept=True)

@@ -6,14 +6,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import struct
 import tempfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from made_pictures import as_nobody, bomb, cut_short, noise, oriented, ramp, turned_at_its_end
 from PIL import Image
 
 from itm_lib.data import open_split
@@ -24,13 +23,6 @@ from itm_lib.files import InputError
 PIXELS = Pixels(8, 0.6, True)
 
 
-def ramp(width, height):
-    """Red grows to the right and green downwards."""
-    picture = np.zeros((height, width, 3), dtype=np.uint8)
-    picture[..., 0], picture[..., 1] = np.linspace(0, 255, width)[None], np.linspace(0, 255, height)[:, None]
-    return Image.fromarray(picture)
-
-
 @pytest.fixture
 def images(tmp_path):
     """Three pictures: upright, wide, and wide by its EXIF orientation alone."""
@@ -38,9 +30,7 @@ def images(tmp_path):
     folder.mkdir()
     ramp(8, 8).save(folder / "square.png")
     ramp(40, 20).save(folder / "wide.JPG", quality=95)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
-    ramp(20, 40).save(folder / "turned.png", exif=exif)
+    ramp(20, 40).save(folder / "turned.png", exif=oriented(6))
     return folder
 
 
@@ -164,25 +154,6 @@ def test_folders_that_will_not_do_are_one_line(tmp_path):
     assert r"caf\udce9.png' is not UTF-8: rename it" in failing(lambda: find_pictures(tmp_path / "empty"))
 
 
-def as_nobody(function):
-    """What ``function`` returns in a process that is not the administrator, whom no permission stops."""
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            if os.getuid() == 0:
-                os.setgid(65534)
-                os.setuid(65534)
-            os.write(theirs, str(function()).encode())
-        finally:
-            os._exit(0)
-    os.close(theirs)
-    with open(ours, encoding="utf-8") as answer:
-        said = answer.read()
-    os.waitpid(child, 0)
-    return said
-
-
 def test_what_may_not_be_read_is_one_line():
     with tempfile.TemporaryDirectory() as temporary:
         folder = put(Path(temporary), "in/a.png", "b.png")
@@ -258,10 +229,8 @@ def test_every_orientation_is_turned_upright(tmp_path, suffix, orientation):
     upright[:16, :16] = 255  # white at the top left
     back = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.transpose(1, 0, 2),
             6: lambda a: np.rot90(a), 7: lambda a: np.rot90(a[::-1, ::-1].transpose(1, 0, 2), 0), 8: lambda a: np.rot90(a, -1)}
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(back[orientation](upright)))
-    found = saved(tmp_path / f"a.{suffix}", stored, exif=exif)
+    found = saved(tmp_path / f"a.{suffix}", stored, exif=oriented(orientation))
     assert found.shape == upright.shape and np.abs(found[4:12, 4:12] - 255).max() < 20 and found[20:].max() < 20 and found[:, 20:].max() < 20
 
 
@@ -272,24 +241,10 @@ def test_exif_that_is_damaged_turns_nothing(tmp_path):
         assert picture_size(tmp_path / name) == read_picture(tmp_path / name).size == (8, 4)
 
 
-def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def test_a_png_that_says_at_its_end_how_it_lies(tmp_path):
     """Only reading all of it tells; the header gives the size as it is stored."""
-    ramp(8, 4).save(tmp_path / "a.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    content = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(content[:-12] + chunk(b"eXIf", exif.tobytes()[6:]) + content[-12:])
+    turned_at_its_end(tmp_path / "a.png", ramp(8, 4))
     assert picture_size(tmp_path / "a.png") == (8, 4) and read_picture(tmp_path / "a.png").size == (4, 8)
-
-
-def bomb():
-    """A PNG of 300,000 by 300,000 pixels, in a hundred bytes."""
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 300_000, 300_000, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
 
 
 def broken(path, read=read_picture):
@@ -320,9 +275,8 @@ def test_what_is_broken_is_named_with_its_reason(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "gif"])
 def test_a_picture_that_is_cut_short_has_a_size_and_cannot_be_read(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:-200])
-    line = broken(path)
+    noise(60, 40).save(path)
+    line = broken(cut_short(path))
     assert line.endswith("): it is damaged or cut short, fetch it again")
     if suffix not in ("webp", "tif"):  # whose headers say how long the file is
         assert picture_size(path) == (60, 40)

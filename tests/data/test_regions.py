@@ -385,11 +385,11 @@ def test_a_stopped_writer_that_left_out_goes_on_to_the_same_bytes(tmp_path):
         first.write(2, np.full((1, 3), 2), np.full((1, 4), 2))
         raise KeyboardInterrupt
     with RegionWriter(tmp_path / "r.h5", list("abcde"), 2, 3, "made up", resume=True, source="s") as again:
-        assert np.flatnonzero(again.done).tolist() == [2]
+        assert np.flatnonzero(again.done).tolist() == [1, 2]
+        again.leave_out(4, "broken, as it seems")
         for row in (0, 4):
             again.write(row, np.full((1, 3), row), np.full((1, 4), row))
-        for row in (1, 3):
-            again.leave_out(row, f"broken {row}")
+        again.leave_out(3, "broken 3")
     assert (tmp_path / "r.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"r.h5", "whole.h5"}
 
@@ -399,6 +399,26 @@ def test_a_writer_of_which_nothing_is_left(tmp_path):
     with pytest.raises(InputError, match="r.h5: no picture is left of 5, a: broken 0$"):
         leaving_out(tmp_path / "r.h5", range(5))
     assert (tmp_path / "r.h5").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_reasons_are_kept_as_far_as_they_fit_and_those_half_written_do_not_count(tmp_path):
+    def opened():
+        return RegionWriter(tmp_path / "r.h5", ["a", "b", "c"], 2, 3, "made up", resume=True)
+
+    first = opened()
+    first.leave_out(0, "a reason longer than fits")
+    first.leave_out(1, "é" * 9)
+    first.leave_out(2, "cut")
+    with h5py.File(first.part, "r+") as part:
+        part["features"][2, 1, 2] = 1
+    again = opened()
+    assert again.done.tolist() == [True, True, False]
+    again.leave_out(0, "é" * 9)
+    again.write(2, np.ones((1, 3)), np.ones((1, 4)))
+    with again:
+        pass
+    store = RegionStore(tmp_path / "r.h5")
+    assert store.image_ids == ["c"] and json.loads(store.attrs["skipped"]) == {"a": "é" * 6, "b": "é" * 6}
 
 
 def test_long_lists_of_broken_pictures_fit(tmp_path):
