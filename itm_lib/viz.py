@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from itm_lib.files import InputError
 
@@ -108,7 +108,7 @@ def retrieved_pictures(queries: Sequence[str], pictures: Sequence[Sequence[Any]]
             mark, colour, line = _verdict(is_own[place], is_true[place])
             height, breadth = _picture(ax, row[place])
             if looks is not None:
-                _weighted_boxes(ax, np.asarray(looks[place][0], dtype=float) * [breadth, height, breadth, height], looks[place][1])
+                _weighted_boxes(ax, np.asarray(looks[place][0], dtype=float) * [breadth, height, breadth, height], looks[place][1], 0.35)
             _frame(ax, colour, line)
             ax.set_xlabel(mark + ("" if marks is None else f"  {marks[place]:+.2f}"), color=colour)
     return figure
@@ -338,12 +338,12 @@ def _box(ax: Axes, box: np.ndarray, **look: Any) -> None:
     ax.add_patch(Rectangle(box[:2], box[2] - box[0], box[3] - box[1], **look))
 
 
-def _weighted_boxes(ax: Axes, boxes: np.ndarray, weights: Any) -> int:
+def _weighted_boxes(ax: Axes, boxes: np.ndarray, weights: Any, alpha: float = 0.65) -> int:
     """Fill each of ``boxes`` (r, 4), in pixels, by its weight, and frame the one of the largest weight, whose number is returned."""
     strength = np.clip(np.asarray(weights, dtype=float), 0, None)
     strength = strength / max(strength.max(), 1e-12)
     for region in np.argsort(strength):
-        _box(ax, boxes[region], facecolor=ORANGE, alpha=0.65 * strength[region], linewidth=0)
+        _box(ax, boxes[region], facecolor=ORANGE, alpha=alpha * strength[region], linewidth=0)
     top = int(strength.argmax())
     _box(ax, boxes[top], fill=False, edgecolor=RED, linewidth=2)
     return top
@@ -1036,11 +1036,7 @@ def slots_on_picture(picture: Any, boxes: Any, weights: Any, captions: Sequence[
     figure.get_layout_engine().set(h_pad=0.09)
     for number, (above, below) in enumerate(axes.T):
         height, breadth = _picture(above, picture)
-        strength = weights[number] / max(weights[number].max(), 1e-12)
-        for region in np.argsort(strength):
-            _box(above, boxes[region] * [breadth, height, breadth, height], facecolor=ORANGE, alpha=0.65 * strength[region], linewidth=0)
-        top = int(strength.argmax())
-        _box(above, boxes[top] * [breadth, height, breadth, height], fill=False, edgecolor=RED, linewidth=2)
+        top = _weighted_boxes(above, boxes * [breadth, height, breadth, height], weights[number])
         above.set_title(f"slot {number + 1}: at most {weights[number, top]:.2f}", fontsize=9)
         below.set_axis_off()
         below.set(xlim=(0, 1), ylim=(lines, 0))
@@ -1421,7 +1417,7 @@ def code_words(parts: Mapping[str, tuple[Any, Any, Any]], names: Sequence[str] |
             ax.plot(*np.stack([piece, words[code]]).T, "-", color=GREY, linewidth=1)
             ax.plot(*piece, "o", color=COLOURS[code % len(COLOURS)], markersize=7)
             if names is not None:
-                ax.annotate(names[number], piece, (5, 4), textcoords="offset points", fontsize=9)
+                ax.annotate(names[number], piece, (9, 7), textcoords="offset points", fontsize=9)
         for number, word in enumerate(words):
             ax.plot(*word, "s", color=COLOURS[number % len(COLOURS)], markeredgecolor=BLACK, markersize=12)
             ax.annotate(str(number), word, color="white", ha="center", va="center", fontsize=8, weight="bold")
@@ -1495,6 +1491,9 @@ def recall_against_time(panels: Mapping[str, Mapping[str, Mapping[float, tuple[f
                 ax.annotate(f"{setting:g}", point, (4, -11), textcoords="offset points", fontsize=8, color=COLOURS[number])
         ax.axvline(exact[title], color=BLACK, linestyle="--", linewidth=1.2, label="exact search")
         ax.set(xscale="log", title=title, xlabel="ms a query", ylim=(limit, 104))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.margins(x=0.12)
         ax.grid()
     axes[0, 0].set_ylabel("recall@10 against exact (%)")

@@ -71,7 +71,7 @@ def test_retrieved_pictures_with_the_regions_that_are_attended_to():
     boxes = np.array([[0, 0, 0.5, 0.5], [0.5, 0, 1, 1]])
     (ax,) = drawn(viz.retrieved_pictures(["a dog"], [[PICTURE]], [[True]], [[True]], regions=[[(boxes, [0.2, 0.8])]]))
     filled = {patch.get_xy(): patch.get_alpha() for patch in ax.patches if patch.get_fill()}
-    assert filled == {(0, 0): pytest.approx(0.65 / 4), (20, 0): pytest.approx(0.65)}
+    assert filled == {(0, 0): pytest.approx(0.35 / 4), (20, 0): pytest.approx(0.35)}
     assert [patch.get_xy() for patch in ax.patches if not patch.get_fill()] == [(20, 0)]
 
 
