@@ -41,6 +41,7 @@ def read_pretrained(name: str, what: str, files: Sequence[str], reader: str = "A
     ``what``: the setting that names it, "bert" or "backbone"; ``reader``: transformers' class that reads it.
     """
     import transformers  # only here: it takes seconds to import
+    from huggingface_hub.errors import StrictDataclassError  # a setting of another type than the config's
 
     folder, problem = pretrained_folder(name, files, what), None
     try:
@@ -49,7 +50,7 @@ def read_pretrained(name: str, what: str, files: Sequence[str], reader: str = "A
             config = getattr(config, "vision_config", config)
             model, report = getattr(transformers, reader).from_pretrained(folder, config=config, dtype=torch.float32,
                                                                           output_loading_info=True)
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         problem = one_line(error)
     else:
         lacking = [key for key in sorted(report["missing_keys"]) if "pooler." not in key]

@@ -77,7 +77,7 @@ def _spread(model: torch.nn.Module) -> None:
         if "query_position" in name or "reference_points.weight" in name:
             torch.nn.init.normal_(value, std=2)  # queries that differ
         elif value.dim() > 1 and "position_embed" not in name:
-            torch.nn.init.normal_(value, std=(1.4 if value.dim() == 4 else 1.5) / value[0].numel() ** 0.5)
+            torch.nn.init.normal_(value, std=(1.4 if value.dim() == 4 else 1.0) / value[0].numel() ** 0.5)
     for name, value in model.named_buffers():
         if name.endswith("running_mean"):
             value.normal_(std=0.1)
