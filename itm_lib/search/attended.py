@@ -115,7 +115,7 @@ def _boxes(model: MatchingModel, gallery: Gallery, rows: Sequence[int]) -> list[
     side = 0 if cells is None else math.isqrt(cells.shape[1])
     if not side or side**2 != cells.shape[1]:
         return None
-    return [cell_boxes(pictures.read_picture(gallery.path(row)).size, side) for row in rows]
+    return [cell_boxes(pictures.picture_size(gallery.path(row)), side) for row in rows]
 
 
 def cell_boxes(size: tuple[int, int], side: int) -> np.ndarray:

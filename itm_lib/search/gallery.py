@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from itm_lib.data import pictures
-from itm_lib.data.dataset import open_images
 from itm_lib.data.pictures import PictureStore, Pixels
-from itm_lib.data.regions import RegionStore
+from itm_lib.data.regions import ALL, RegionStore, find_regions
 from itm_lib.files import InputError, read_json
 
 
@@ -57,11 +56,10 @@ class Gallery:
         if self.pixels is not None:
             folder = Path(images) if images is not None else self.source / "images"
             return [PictureStore(folder, [image_id for name in names for image_id in splits[name]], self.pixels)]
-        if self.split is None and not any((self.source / "regions" / f"{name}{end}").is_file() for name in names for end in (".h5", ".npy")):
-            for end in (".h5", ".npy"):
-                if (self.source / "regions" / f"all{end}").is_file():  # pictures without captions too
-                    return [RegionStore(self.source / "regions" / f"all{end}")]
-        return [open_images(self.source, name, splits[name], in_memory=False) for name in names]
+        paths = {name: find_regions(self.source, name) for name in names}
+        if self.split is None and {path.stem for path in paths.values()} == {ALL}:
+            return [RegionStore(paths[names[0]])]  # pictures without captions too
+        return [RegionStore(path, image_ids=splits[name]) for name, path in paths.items()]
 
     def _check(self, images: str | Path | None) -> None:
         if len(set(self.image_ids)) < len(self.image_ids):

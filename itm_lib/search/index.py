@@ -61,7 +61,7 @@ from itm_lib.search.vectors import (
 
 FORMAT = 1
 INDEX, MODEL, LOCK = "index.json", "model", ".lock"
-OURS = re.compile(r"(vectors-[0-9a-f]{12}\.safetensors|found-[0-9a-f]{12}-\d+\.faiss)")
+OURS = re.compile(r"(vectors-[0-9a-f]{12}\.safetensors|found-[0-9a-f]{12}-\d+\.faiss|\.(vectors|found|index).*\.part)")
 ON_DISK = ("hnsw", "ivfpq")  # kinds whose building takes long: the others are made of the vectors when the index is opened
 
 

@@ -23,7 +23,7 @@ from itm_lib.search.query import Hit, Result
 
 KINDS = (".png", ".html", ".json")
 INLINED = 480          # pixels of the longer side of a picture in a page
-FAINT = 0.06           # regions below this share of the largest weight are not drawn
+FAINT = 0.15           # regions below this share of the largest weight are not drawn
 INK, PALE, PAPER, TILE, ORANGE, RED, AMBER = "#1b1b1b", "#6b6b6b", "#ffffff", "#eeeeec", (230, 159, 0), (213, 94, 0), "#9a5b00"
 CELL, GAP, EDGE = 300, 22, 36  # pixels: a picture's square, between them, around all
 
@@ -228,9 +228,8 @@ p.note { color: var(--note); }
 .word { border-radius: 5px; cursor: pointer; padding: 0 .1em; }
 .word:hover, .word:focus { background: #e69f00; color: #1b1b1b; outline: none; }
 ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 1.4rem; list-style: none; margin: 1rem 0 0; padding: 0; }
-.tile { aspect-ratio: 1; background: var(--tile); border-radius: 10px; display: flex; align-items: center; justify-content: center; overflow: hidden; }
-.picture { position: relative; display: flex; max-width: 100%; max-height: 100%; }
-.wide { width: 100%; } .tall { height: 100%; }
+.tile { position: relative; aspect-ratio: 1; background: var(--tile); border-radius: 10px; display: flex; align-items: center; justify-content: center; overflow: hidden; }
+.picture { position: absolute; }
 .picture img { width: 100%; height: 100%; display: block; }
 svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 rect { fill: #e69f00; stroke: #e69f00; stroke-width: 2.5; vector-effect: non-scaling-stroke; opacity: 0; transition: opacity .15s;
@@ -293,8 +292,9 @@ def _item(hit: Hit) -> str:
     if picture is None:
         inside = "<p>picture missing or broken</p>"
     else:
-        shape = "wide" if picture.width >= picture.height else "tall"
-        inside = (f'<div class="picture {shape}" style="aspect-ratio: {picture.width} / {picture.height}">'
+        wide, high = (round(100 * edge / max(picture.size), 2) for edge in picture.size)
+        place = f"left: {(100 - wide) / 2:g}%; top: {(100 - high) / 2:g}%; width: {wide:g}%; height: {high:g}%"
+        inside = (f'<div class="picture" style="{place}">'
                   f'<img src="{_inlined(picture)}" alt="{name}, rank {hit.rank}, score {hit.score:.3f}">{_overlay(hit)}</div>')
     return (f'<li tabindex="0"><div class="tile">{inside}</div><div><span class="rank">{hit.rank}</span>score {hit.score:.3f}</div>'
             f'<div class="name">{name}</div></li>')

@@ -234,7 +234,7 @@ def _trained_ivfpq(faiss: ModuleType, values: np.ndarray, settings: VectorSettin
     if nlist * PER_CENTRE > count:
         raise InputError(f"index of kind ivfpq: nlist = {nlist} cells need {nlist * PER_CENTRE:,} vectors to learn from and there are "
                          f"{count:,}: take at most {max(1, count // PER_CENTRE)}")
-    index = faiss.index_factory(dim, f"IVF{nlist},PQ{m}x{settings.nbits}", faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(dim, f"IVF{nlist},PQ{m}x{settings.nbits}np", faiss.METRIC_INNER_PRODUCT)
     index.cp.seed = settings.seed + 1234  # 1234 is what faiss takes where none is set
     sample = values
     wanted = max(settings.train_sample, PER_CENTRE * max(nlist, 2**settings.nbits))
@@ -275,9 +275,9 @@ class PictureVectors:
     def nearest(self, queries: Sequence[Tensor], count: int) -> list[tuple[Tensor, Tensor]]:
         """For each query (Q, d): scores (k,) of the nearest pictures, falling, and the pictures (k,); k is ``count`` at most.
 
-        The score is the mean over the query's vectors of the largest product with one of the picture's. Exactly so with torch.
-        Through faiss each vector looks up its nearest rows; where it finds none of a picture that another vector finds, the
-        lowest product it found stands in.
+        The score is the mean over the query's vectors of the largest product with one of the picture's. With torch these are the
+        nearest of all. Through faiss each vector looks up its nearest rows, and of the pictures that these are of, the
+        likeliest get their scores.
         """
         if self.single and all(len(query) == 1 for query in queries):
             scores, rows = self.found.search(torch.cat(list(queries)), count)
@@ -291,16 +291,19 @@ class PictureVectors:
         means = []
         for first in range(0, len(self), pictures):
             last = min(first + pictures, len(self))
-            products = self.vectors[self.starts[first] : self.starts[last]] @ query.T
-            if self.even:
-                best = products.view(last - first, self.width, -1).amax(1)
-            else:
-                owner = torch.repeat_interleave(torch.arange(last - first), self.starts[first : last + 1].diff())
-                best = products.new_full((last - first, len(query)), -torch.inf)
-                best = best.scatter_reduce(0, owner[:, None].expand_as(products), products, "amax")
-            means.append(best.mean(1))
+            means.append(self._means(self.vectors[self.starts[first] : self.starts[last]], self.starts[first : last + 1].diff(), query))
         scores, rows = top(torch.cat(means)[None], count)
         return scores[0], rows[0]
+
+    def _means(self, vectors: Tensor, counts: Tensor, query: Tensor) -> Tensor:
+        """Scores (n,) of n pictures that have ``counts`` of the ``vectors``, one after another."""
+        products = vectors @ query.T
+        if self.even:
+            best = products.view(len(counts), self.width, -1).amax(1)
+        else:
+            owner = torch.repeat_interleave(torch.arange(len(counts)), counts)[:, None].expand_as(products)
+            best = products.new_full((len(counts), len(query)), -torch.inf).scatter_reduce(0, owner, products, "amax")
+        return best.mean(1)
 
     def _looked_up(self, query: Tensor, count: int) -> tuple[Tensor, Tensor]:
         depth = min(len(self.vectors), count * min(self.width, DEPTH))
@@ -309,8 +312,11 @@ class PictureVectors:
         owner = np.searchsorted(self.starts.numpy(), rows[vector, place], side="right") - 1
         pictures, column = np.unique(owner, return_inverse=True)
         lowest = np.where(rows >= 0, scores, np.inf).min(1)
-        best = np.repeat(lowest[:, None], len(pictures), 1)
+        best = np.repeat(lowest[:, None], len(pictures), 1)  # at most that is what a vector has with a picture it did not find
         np.maximum.at(best, (vector, column), scores[vector, place])
-        means = torch.from_numpy(best[np.isfinite(lowest)].mean(0, dtype=np.float64).astype(np.float32))
-        values, places = top(means[None], count)
-        return values[0], torch.from_numpy(pictures)[places[0]]
+        likely = top(torch.from_numpy(best[np.isfinite(lowest)].mean(0))[None], 2 * count)[1][0]
+        pictures = torch.from_numpy(pictures)[likely].sort().values
+        counts = self.starts.diff()[pictures]
+        every = torch.cat([torch.arange(first, last) for first, last in zip(self.starts[pictures].tolist(), self.starts[pictures + 1].tolist())])
+        values, places = top(self._means(self.vectors[every], counts, query)[None], count)
+        return values[0], pictures[places[0]]
