@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from itm_lib.evaluation.report import Result
 from itm_lib.evaluation.score_files import KINDS
 from itm_lib.files import InputError, read_json
 from itm_lib.models import load_model
-from itm_lib.models.saving import CONFIG, read_config, resolve_folder
+from itm_lib.models.card import CONFIG, write_card
+from itm_lib.models.saving import HUB, read_config, resolve_folder
 
 MODEL = "model"
 SEED = re.compile(r"seed(\d+)")
@@ -26,7 +28,7 @@ def model_folders(run: str | Path) -> list[str | Path]:
     What is none of these, a name of the Hub (``hf://owner/name``) among it, comes back as it is: reading it says what is wrong.
     """
     folder = Path(run)
-    if str(run).startswith("hf://") or (folder / CONFIG).is_file():
+    if str(run).startswith(HUB) or (folder / CONFIG).is_file():
         return [run]
     if (folder / MODEL / CONFIG).is_file():
         return [folder / MODEL]
@@ -93,6 +95,22 @@ def evaluate_ensemble_runs(runs: Sequence[str | Path], data: str | Path, split: 
     return Result.from_runs(metrics, seeds=seeds[0], model=" + ".join(map(label_of, runs)), dataset=Path(data).resolve().name, split=split,
                             profile="", config={"ensemble": [each[0] for each in recipes]}, command=command,
                             seconds=time.monotonic() - start)
+
+
+def record_results(runs: Sequence[str | Path], result: Result) -> list[Path]:
+    """Tell the model folders of ``runs`` what :func:`evaluate_runs` measured of them: their cards, which are returned.
+
+    A card shows a model's own numbers, and those of the last measurement on the same data and split. Models on the Hub, and
+    folders that may not be written, are left as they are.
+    """
+    cards = []
+    for number, folder in enumerate(folder for run in runs for folder in model_folders(run)):
+        if str(folder).startswith(HUB) or not os.access(folder, os.W_OK):
+            continue
+        metrics = {name: metric.values[number] for name, metric in result.metrics.items()}
+        cards.append(write_card(folder, [{"dataset": result.dataset, "split": result.split, "metrics": metrics, "commit": result.commit,
+                                          "command": result.command}]))
+    return cards
 
 
 def _seeds(recipes: Sequence[dict[str, Any]]) -> list[int]:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from itm_lib.data.captions import Vocabulary, WordPieces
-from itm_lib.files import InputError, nearest
+from itm_lib.files import InputError, nearest, read_json
 from itm_lib.models.base import Encoding, MatchingModel, ModelConfig
 from itm_lib.models.camp import CAMP, CampConfig
 from itm_lib.models.dive import DivE, DiveConfig
 from itm_lib.models.ensemble import Ensemble
 from itm_lib.models.hrem import HREM, HremConfig
-from itm_lib.models.saving import checked_config, read_config, resolve_folder
+from itm_lib.models.saving import CONFIG, checked_config, read_config, resolve_folder
 from itm_lib.models.scan import SCAN, SCANConfig
 from itm_lib.models.vse import VSE, VSEConfig
 
@@ -46,12 +46,14 @@ def build_model(name: str, config: dict[str, Any] | None = None, region_dim: int
     return model_class(checked_config(config_class, values, f"model {name}"))
 
 
-def load_model(folder: str | Path) -> tuple[MatchingModel, Vocabulary | WordPieces | None]:
-    """The model saved in ``folder`` (or at ``hf://owner/name``), in evaluation mode, and its vocabulary."""
-    folder = resolve_folder(folder)
+def load_model(folder: str | Path, revision: str | None = None,
+               token: str | None = None) -> tuple[MatchingModel, Vocabulary | WordPieces | None]:
+    """The model saved in ``folder`` (or at ``hf://owner/name``, there at ``revision``), in evaluation mode, and its vocabulary."""
+    folder = resolve_folder(folder, revision, token)
     method, values = read_config(folder)
     if method == Ensemble.name:
         model = Ensemble([load_model(folder / str(number))[0] for number in range(values.get("members", 0))]).eval()
+        model.metadata = read_json(folder / CONFIG).get("metadata")
     else:
         model = model_classes(method)[0].from_pretrained(folder)
     return model, model.vocabulary

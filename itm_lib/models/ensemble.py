@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.data.pictures import Pixels
-from itm_lib.files import InputError, write_json
+from itm_lib.files import InputError, write_json, write_text
 from itm_lib.models.base import Encoding, MatchingModel
+from itm_lib.models.card import CARD, CONFIG
 from itm_lib.models.layers import score_dtype
 
 
@@ -61,14 +62,20 @@ class Ensemble(MatchingModel):
         return max(model.pair_bytes(*pair) for model, *pair in sides) + 8 * len(self.models)
 
     def save_pretrained(self, folder: str | Path, vocabulary: Vocabulary | WordPieces | None = None,
-                        metadata: dict[str, Any] | None = None, **hub_options: Any) -> None:
+                        metadata: dict[str, Any] | None = None, model_card_kwargs: dict[str, Any] | None = None, **hub_options: Any) -> None:
         """One folder a member, numbered from 0, and config.json with their number. ``push_to_hub`` gives the options."""
         folder = Path(folder)
+        self.metadata = metadata if metadata is not None else self.metadata
         for number, model in enumerate(self.models):
             model.save_pretrained(folder / str(number), vocabulary if vocabulary is not None else self.vocabulary)
-        extra = {"metadata": metadata} if metadata else {}
-        write_json(folder / "config.json", {"method": self.name, "config": {"members": len(self.models)}, **extra})
+        write_text(folder / CARD, str(self.generate_model_card(**(model_card_kwargs or {}))))
+        write_json(folder / CONFIG, self.content())
+
+    def content(self) -> dict[str, Any]:
+        """What config.json holds."""
+        extra = {"metadata": self.metadata} if self.metadata else {}
+        return {"method": self.name, "config": {"members": len(self.models), "methods": [model.name for model in self.models]}, **extra}
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Ensemble:
+    def from_pretrained(cls, folder: str | Path, revision: str | None = None, token: str | None = None) -> Ensemble:
         raise InputError(f"{folder}: an ensemble's members can be of any method; load it with models.load_model")

@@ -48,6 +48,7 @@ from itm_lib.models import MatchingModel, build_model, load_model, model_classes
 from itm_lib.models.base import ModelConfig, vocabulary_for
 from itm_lib.processes import all_or_none, from_main, is_main, main_first
 from itm_lib.training.config import PRACTICAL, TrainConfig, problem_line
+from itm_lib.training.provenance import about_data, about_training
 from itm_lib.training.state import History, differences, seed_everything, sole_use
 from itm_lib.training.trainer import BEST, HISTORY, LAST, Trainer
 
@@ -249,7 +250,7 @@ def run_recipe(recipe: Recipe, out_dir: str | Path, resume: bool = False, progre
         vocabulary = vocabulary_for(recipe.plan[-1].config)
     with all_or_none():
         train, val = (open_split(folder, split, vocabulary=vocabulary, pixels=pixels) for split in ("train", "val"))
-    metadata: dict[str, Any] = {"recipe": recipe.resolved()}
+    metadata: dict[str, Any] = {"recipe": recipe.resolved(), "data": about_data(recipe.data, train, val)}
     with sole_use(out_dir, ".stages.lock") if recipe.stages else contextlib.nullcontext():
         if is_main():
             (out_dir / DONE).unlink(missing_ok=True)
@@ -267,7 +268,7 @@ def run_recipe(recipe: Recipe, out_dir: str | Path, resume: bool = False, progre
                 done = {"stage": trainer.stage, "best_epoch": history.best["epoch"], **(start or {})}
                 metadata["stages"] = [*metadata.get("stages", []), done]
             if is_main():
-                _save_model(trainer, dict(metadata))
+                _save_model(trainer, {**metadata, **about_training(trainers[: number + 1])})
         if is_main():
             write_text(out_dir / "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
     histories = {trainer.stage: trainer.history for trainer in trainers if trainer.stage}

@@ -1,9 +1,15 @@
 """Saved models: the same scores when read again, and one line for everything that can be wrong with a folder."""
 
 import json
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 
 from itm_lib.data.captions import SPECIAL, Vocabulary
 from itm_lib.files import InputError
@@ -14,6 +20,9 @@ FILES = ["README.md", "config.json", "model.safetensors", "vocabulary.json"]
 SETTINGS = {
     "vse": {"text_pooling": "last"},
     "scan": {"direction": "i2t", "image_projection": "weight_norm", "gru_layers": 2, "compat": "official"},
+    "camp": {"num_heads": 2, "gate": "elementwise"},
+    "hrem": {"num_heads": 2, "sampling_dim": 4, "topk": 2},
+    "dive": {"num_heads": 2, "head_dim": 4, "num_slots": 3},
 }
 
 
@@ -21,6 +30,12 @@ def make(name, **more):
     torch.manual_seed(0)
     config = {"embed_dim": 12, "word_dim": 8, **SETTINGS.get(name, {}), **more}
     return build_model(name, config, region_dim=10, vocabulary_size=len(VOCABULARY)).eval()
+
+
+def same_weights(first, second):
+    """Parameters and buffers, to the bit."""
+    other = second.state_dict()
+    return first.state_dict().keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in first.state_dict().items())
 
 
 def scores(model):
@@ -40,7 +55,7 @@ def test_a_saved_model_reads_back_the_same(name, tmp_path):
     found, vocabulary = load_model(tmp_path / "model")
     assert type(found) is type(model) and found.config == model.config and vocabulary == VOCABULARY
     assert found.metadata == {"epoch": 3} and not found.training
-    assert torch.equal(scores(found), scores(model))
+    assert same_weights(found, model) and torch.equal(scores(found), scores(model))
     assert torch.equal(scores(MODELS[name][0].from_pretrained(tmp_path / "model")), scores(model))
     assert not [path.name for path in (tmp_path / "model").iterdir() if path.name.startswith(".")]
 
@@ -64,41 +79,91 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
 
 
-class RecordingHub:
-    """Stands in for the Hub's client: keeps the names of the files that would be uploaded."""
+class Hub:
+    """Stands in for the Hub's client: keeps what would be uploaded in a folder, and how it was asked for."""
 
-    uploaded: list[str] = []
+    place: Path
+    asked: list[dict]
 
     def __init__(self, token=None):
-        pass
+        self.token = token
 
     def create_repo(self, repo_id, **options):
+        if repo_id.startswith("nobody/"):
+            raise HfHubHTTPError("403 Forbidden:\nyou may not write here", response=SimpleNamespace(headers={}, request=None))
+        self.asked.append({"repo_id": repo_id, "token": self.token, **options})
         return type("Repo", (), {"repo_id": repo_id})
 
-    def upload_folder(self, folder_path, **options):
-        files = (path for path in folder_path.rglob("*") if path.is_file())
-        RecordingHub.uploaded = sorted(str(path.relative_to(folder_path)) for path in files)
+    def upload_folder(self, folder_path, repo_id, **options):
+        shutil.copytree(folder_path, self.place / repo_id)
+        self.asked.append({name: value for name, value in options.items() if value is not None})
         return "https://hub/commit"
 
 
-def test_pushing_to_the_hub_sends_the_whole_folder(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", RecordingHub)
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub in a folder: what is pushed can be read again from there."""
+
+    def snapshot(name, revision=None, token=None, allow_patterns=()):
+        if not (tmp_path / "hub" / name).is_dir():
+            raise FileNotFoundError(f"404:\nno repository {name}")
+        Hub.asked.append({"read": name, "revision": revision, "token": token})
+        kept = tmp_path / "cache" / name
+        for path in (tmp_path / "hub" / name).rglob("*"):
+            if path.is_file() and any(fnmatch(path.relative_to(tmp_path / "hub" / name).as_posix(), pattern) for pattern in allow_patterns):
+                (kept / path.relative_to(tmp_path / "hub" / name)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, kept / path.relative_to(tmp_path / "hub" / name))
+        return str(kept)
+
+    Hub.place, Hub.asked = tmp_path / "hub", []
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
+    monkeypatch.setattr("itm_lib.models.saving.snapshot_download", snapshot)
+    return Hub
+
+
+def names_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_is_pushed_to_the_hub_is_complete(hub, tmp_path):
     model = make("scan")
-    model.vocabulary = VOCABULARY
-    model.push_to_hub("owner/name")
-    assert RecordingHub.uploaded == FILES
-    Ensemble([model]).push_to_hub("owner/both")
-    assert [name for name in RecordingHub.uploaded if "README" not in name] == [
-        "0/config.json", "0/model.safetensors", "0/vocabulary.json", "config.json"]
+    model.save_pretrained(tmp_path / "model", VOCABULARY, {"val": {"rsum": 300.0}})
+    told = SCAN.from_pretrained(tmp_path / "model").push_to_hub("owner/name", private=True, token="hf_secret", commit_message="First", license="mit")
+    assert told == "https://hub/commit" and names_in(hub.place / "owner" / "name") == FILES
+    assert hub.asked[0] == {"repo_id": "owner/name", "token": "hf_secret", "private": True, "exist_ok": True}
+    assert hub.asked[1]["commit_message"] == "First" and hub.asked[1]["repo_type"] == "model"
+    found, vocabulary = load_model("hf://owner/name", revision="main", token="hf_secret")
+    assert hub.asked[2] == {"read": "owner/name", "revision": "main", "token": "hf_secret"}
+    assert same_weights(found, model) and vocabulary == VOCABULARY and found.metadata == {"val": {"rsum": 300.0}}
+    assert torch.equal(scores(SCAN.from_pretrained("hf://owner/name")), scores(model))
+    card = ModelCard.load(hub.place / "owner" / "name" / "README.md")
+    assert card.data.license == "mit" and 'load_model("hf://owner/name")' in card.text and "| val | 300.0 |" in card.text
+    assert not any("hf_secret" in path.read_text(errors="ignore") for path in (hub.place / "owner" / "name").iterdir())
 
 
-def test_a_hub_address_is_fetched_and_read(tmp_path, monkeypatch):
-    make("vse").save_pretrained(tmp_path, VOCABULARY)
-    asked = []
-    fetch = lambda name, **options: asked.append(name) or str(tmp_path)
-    monkeypatch.setattr("itm_lib.models.saving.snapshot_download", fetch)
-    model, vocabulary = load_model("hf://owner/name")
-    assert asked == ["owner/name"] and model.name == "vse" and vocabulary == VOCABULARY
+def test_an_ensemble_is_pushed_with_its_members(hub):
+    ensemble = Ensemble([make("scan"), make("vse")]).eval()
+    ensemble.vocabulary = VOCABULARY
+    ensemble.push_to_hub("owner/both")
+    assert names_in(hub.place / "owner" / "both") == ["0/README.md", "0/config.json", "0/model.safetensors", "0/vocabulary.json", "1/README.md",
+                                                      "1/config.json", "1/model.safetensors", "1/vocabulary.json", "README.md", "config.json"]
+    assert torch.equal(scores(load_model("hf://owner/both")[0]), scores(ensemble))
+    assert 'load_model("hf://owner/both")' in (hub.place / "owner" / "both" / "README.md").read_text()
+
+
+def test_what_the_hub_refuses_is_one_line(hub, tmp_path):
+    with pytest.raises(InputError) as error:
+        make("vse").push_to_hub("nobody/name")
+    assert "the Hugging Face Hub does not take nobody/name (403 Forbidden: you may not write here" in line_of(error)
+    with pytest.raises(InputError) as error:
+        make("vse").push_to_hub("not/a/name")
+    assert "does not take not/a/name" in line_of(error)
+    with pytest.raises(InputError) as error:
+        load_model("hf://owner/absent")
+    assert "the Hugging Face Hub does not give owner/absent (404: no repository owner/absent): check the name" in line_of(error)
+    with pytest.raises(InputError) as error:
+        load_model("owner/name")
+    assert line_of(error).endswith("train and save a model first; one of the Hugging Face Hub is hf://owner/name")
 
 
 def line_of(error):

@@ -129,7 +129,10 @@ def outcome(out: Path) -> dict[str, Any]:
     for path in out.rglob("history.jsonl"):
         found[str(path.relative_to(out))] = [{key: value for key, value in row.items() if key not in TIMINGS} for row in History.load(path)]
     for path in out.rglob("*.json"):
-        found[str(path.relative_to(out))] = path.read_text()
+        content = json.loads(path.read_text())
+        if "metadata" in content:
+            content["metadata"]["training"] = {name: value for name, value in content["metadata"]["training"].items() if name not in TIMINGS}
+        found[str(path.relative_to(out))] = content
     return found
 
 
