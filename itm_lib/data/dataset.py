@@ -258,7 +258,8 @@ def about_images(images: RegionStore | PictureStore) -> dict[str, Any]:
     """What ``images`` are, as JSON values: the extractor of the regions, its settings and sizes; or the pixels that are read."""
     if isinstance(images, PictureStore):
         return {"pixels": images.pixels.size}
-    attrs = {name: getattr(value, "tolist", lambda value=value: value)() for name, value in images.attrs.items() if name != "skipped"}
+    attrs = {name: getattr(value, "tolist", lambda value=value: value)() for name, value in images.attrs.items()
+             if name not in ("skipped", "images")}  # of single pictures, and a path
     return {**attrs, "max_regions": int(images.max_regions), "dim": int(images.dim), "boxes": images.has_boxes}
 
 
