@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -183,9 +185,14 @@ def _as_it_is(read: _Read) -> _Read:
     return read
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Of a worker: Ctrl-C reaches all processes, and the main one ends the others."""
+def _end_quietly(_: int) -> None:
+    """Of a worker: Ctrl-C reaches all processes, and the main one ends the others, perhaps while one hands it a batch."""
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, (ConnectionError, EOFError)):
+            sys.__excepthook__(kind, error, trace)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = hook
 
 
 def _read_batches(reader: _Reader, batches: list[list[int]], workers: int, pin: bool) -> Iterator[_Read]:
@@ -194,7 +201,7 @@ def _read_batches(reader: _Reader, batches: list[list[int]], workers: int, pin: 
     Workers are forked where the system can do it, which takes no time: Pillow, numpy and copies of tensors are all that runs in
     them, on one thread, so that it does not matter that torch's threads of before are gone.
     """
-    how = {"multiprocessing_context": "fork" if sys.platform == "linux" else "spawn", "worker_init_fn": _ignore_interrupts} if workers else {}
+    how = {"multiprocessing_context": "fork" if sys.platform == "linux" else "spawn", "worker_init_fn": _end_quietly} if workers else {}
     yield from DataLoader(reader, sampler=batches, batch_size=None, collate_fn=_as_it_is, num_workers=workers, pin_memory=pin, **how)
 
 
@@ -203,7 +210,7 @@ def _read_batches(reader: _Reader, batches: list[list[int]], workers: int, pin: 
 def _extract(pictures: _Pictures, images: Path, backbone: PictureExtractor, out: Path, batch_size: int, workers: int, progress: bool,
              attributes: dict[str, Any]) -> int:
     """Write ``out``; how many pictures were read for it."""
-    image_ids, count = list(pictures.sizes), 0
+    image_ids = list(pictures.sizes)
     batches = plan_batches([backbone.input_size(size) for size in pictures.sizes.values()], batch_size)
     reader, device = _Reader([pictures.files[image_id] for image_id in image_ids], backbone.prepare), _device(backbone)
     with RegionWriter(out, image_ids, backbone.max_regions, backbone.dim, backbone.name, resume=True, progress=progress, verify=True,
@@ -214,20 +221,23 @@ def _extract(pictures: _Pictures, images: Path, backbone: PictureExtractor, out:
                    disable=not progress, smoothing=0.05) as bar,
               contextlib.closing(_read_batches(reader, todo, workers, device.type == "cuda")) as read_batches):
             for read in read_batches:
-                broken = dict(read.broken)
-                for rows, pixels in read.stacks:
-                    for row, regions in zip(rows, backbone(pixels.to(device, non_blocking=True)), strict=True):
-                        if len(regions.features):
-                            writer.write(row, regions.features, regions.boxes)
-                        else:
-                            broken[row] = _NO_REGIONS
-                for row, why in sorted(broken.items()):
+                for row, why in sorted({**_write(read.stacks, backbone, device, writer), **read.broken}.items()):
                     writer.leave_out(row, why)
                     _tell(reader.paths[row], why)
-                read_now = len(broken) + sum(len(rows) for rows, _ in read.stacks)
-                bar.update(read_now)
-                count += read_now
-    return count
+                bar.update(len(read.broken) + sum(len(rows) for rows, _ in read.stacks))
+    return left
+
+
+def _write(stacks: list[tuple[list[int], Tensor]], backbone: PictureExtractor, device: torch.device, writer: RegionWriter) -> dict[int, str]:
+    """Write the rows of a batch; why some have no regions."""
+    broken = {}
+    for rows, pixels in stacks:
+        for row, regions in zip(rows, backbone(pixels.to(device, non_blocking=True)), strict=True):
+            if len(regions.features):
+                writer.write(row, regions.features, regions.boxes)
+            else:
+                broken[row] = _NO_REGIONS
+    return broken
 
 
 def _device(backbone: PictureExtractor) -> torch.device:
@@ -277,7 +287,7 @@ def _errors(out: Path, batch_size: int) -> Iterator[None]:
 
 
 def _check(out: Path, batch_size: int, workers: int) -> None:
-    if out.is_dir():
+    if os.path.isdir(out):
         raise InputError(f"{out} is a folder: give the name of a file in it, {out / 'store.h5'}")
     if out.suffix != ".h5":
         raise InputError(f"{out}: a region file ends in .h5, give {out.with_suffix('.h5')}")
