@@ -42,6 +42,8 @@ def making(out: Path, name: str, kind: str) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"folder {out} cannot be made ({error.strerror}): give another --out") from None
     with held(out / ".import.lock", f"{out} is being written by another import: wait for it, or give another --out"):
+        for part in out.glob(".*.part"):  # of a write that a kill cut short
+            part.unlink()
         write_json(out / _BEGUN, {"name": name, "kind": kind})
         yield
 

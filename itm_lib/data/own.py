@@ -113,13 +113,15 @@ def _plan(captions: str | Path | Sequence[OwnCaption], pictures: _Pictures, chos
 
 @dataclass(frozen=True)
 class _Pictures:
-    """The pictures that there are: ``ids`` in order, ``where`` they are; ``broken`` and why; ``files``, where images/ is given."""
+    """The pictures that there are: ``ids`` in order, ``where`` they are; ``broken`` and why; ``files``, where images/ is given;
+    ``folder``, that they are in, where it is known."""
 
     ids: tuple[str, ...]
     where: str
     store: RegionStore | None
     broken: dict[str, str]
     files: frozenset[str] | None
+    folder: Path | None
 
     @classmethod
     def open(cls, store: Path | None, images: str | Path | None) -> _Pictures:
@@ -128,29 +130,31 @@ class _Pictures:
                              "as --store, or for models that read pixels give the pictures' folder as --images")
         files = find_pictures(images) if images is not None else None
         if store is None:
-            return cls(tuple(files), str(images), None, {}, frozenset(files))
+            return cls(tuple(files), str(images), None, {}, frozenset(files), Path(images))
         opened = RegionStore(store)
-        broken = json.loads(opened.attrs.get("skipped", "{}"))
-        return cls(tuple(opened.image_ids), str(store), opened, broken, None if files is None else frozenset(files))
+        broken, folder = json.loads(opened.attrs.get("skipped", "{}")), images or opened.attrs.get("images")
+        return cls(tuple(opened.image_ids), str(store), opened, broken, None if files is None else frozenset(files), folder and Path(folder))
 
     def __post_init__(self):
         names = {_normal(image_id): image_id for image_id in (*self.broken, *(self.files or ()), *self.ids)}
+        folders = [self.folder, self.folder.resolve(), self.folder.resolve().name] if self.folder else []
         object.__setattr__(self, "_names", names)
+        object.__setattr__(self, "_before", [f"{_normal(str(folder))}/" for folder in folders])
 
     def find(self, name: str) -> str | None:
-        """The id of the picture that goes by ``name``, with or without suffix."""
+        """The id of the picture that goes by ``name``."""
+        return next((self._names[each] for each in self._forms(name) if each in self._names), None)
+
+    def _forms(self, name: str) -> list[str]:
+        """``name`` with and without suffix, and without the pictures' folder before it; the last is the barest."""
         name = _normal(name)
-        stem, dot, suffix = name.rpartition(".")
-        if name not in self._names and f".{suffix.lower()}" in SUFFIXES and dot:
-            name = stem
-        return self._names.get(name)
+        paths = [name, *(name.removeprefix(folder) for folder in self._before if name.startswith(folder))]
+        return [form for path in paths for form in (path, _without_suffix(path))]
 
     def suggest(self, name: str) -> str:
         """`` (did you mean 'cats/001'?)`` for the nearest of the names, or nothing."""
-        name = _normal(name)
-        name = name.rpartition(".")[0] if f".{name.rpartition('.')[2].lower()}" in SUFFIXES else name
         by_lower = {known.lower(): image_id for known, image_id in self._names.items()}
-        close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)
+        close = difflib.get_close_matches(self._forms(name)[-1].lower(), by_lower, n=1, cutoff=0.7)
         return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
 
 
@@ -251,6 +255,11 @@ def _first(names: Iterable[str]) -> str:
 def _normal(name: str) -> str:
     """How names are compared: accents in one form, "/" between folders."""
     return unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")
+
+
+def _without_suffix(name: str) -> str:
+    stem, _, suffix = name.rpartition(".")
+    return stem if f".{suffix.lower()}" in SUFFIXES else name
 
 
 # --- splits ---------------------------------------------------------------------------------------------------------------

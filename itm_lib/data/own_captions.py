@@ -12,7 +12,8 @@ tokens                    ``name.jpg#0<tab>caption`` a line, as Flickr8k and Fli
 ``.json``                 COCO's captions, ``{"images": [...], "annotations": [...]}``, or a list of rows as in ``.jsonl``
 ========================  ================================================================================================
 
-A picture goes by its path below the folder of pictures, with or without suffix. COCO's go by ``file_name``, not by COCO's number.
+A picture goes by its path below the folder of pictures, with or without suffix; the folder's own name or path may stand before it.
+COCO's go by ``file_name``, not by COCO's number.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ SPLIT = ("split", "set", "subset")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
                "testing": "test"}
 _TOKEN = re.compile(r"(?P<id>(?P<image>[^\t]+)#\d+)\t(?P<text>.*)")
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _TABLES = (".csv", ".tsv", ".txt", ".token", ".tok")
 
 
@@ -167,7 +169,7 @@ def _layout(path: Path, text: str) -> tuple[str, _Columns]:
 def _split(line: str, delimiter: str) -> list[str]:
     """The columns of a line whose captions may hold single quotation marks: only what is quoted as a whole is quoted."""
     cells = [cell.strip() for cell in line.split(delimiter)]
-    return [cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell for cell in cells]
+    return [cell[1:-1].replace('""', '"') if _QUOTED.fullmatch(cell) else cell for cell in cells]
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:

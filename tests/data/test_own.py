@@ -71,7 +71,8 @@ def excel_file(place):
 
 def tsv_file(place):
     path = place / "captions.tsv"
-    path.write_text("filepath\tsentence\n" + "".join(f"./{image_id}\t  {text} \n" for image_id, text in ROWS))
+    path.write_text("filepath\tsentence\n" + "".join(f"./{image_id}\t  {text if number % 2 else quoted(text)} \n"
+                                                    for number, (image_id, text) in enumerate(ROWS)))
     return path
 
 
@@ -298,6 +299,16 @@ def test_names_match_with_or_without_suffix_and_the_nearest_is_named(tmp_path, s
     assert read_json(tmp_path / "b" / "meta.json")["left_out"] == {"captions without a picture": 3}
 
 
+@pytest.mark.parametrize("named", ["{folder}/{id}.jpg", "pictures/{id}.jpg", "pictures/{id}"])
+def test_the_pictures_folder_may_stand_before_a_name(named, tmp_path, pictures, monkeypatch):
+    found = [OwnCaption(named.format(folder=pictures, id=image_id), text) for image_id, text in ROWS]
+    check_captions(found, pictures)
+    monkeypatch.chdir(tmp_path)
+    make_dataset(found, "out", images="pictures")
+    assert open_split("out", "train", pixels=Pixels(size=4)).num_images >= 2
+    assert "'pictures/pictures/cats/000'" in line_of(check_captions, [OwnCaption("pictures/pictures/cats/000", "a cat")], pictures)
+
+
 def test_accents_are_one_however_they_are_written(tmp_path):
     ids = [f"cafe\u0301 {number}" for number in range(4)]
     out = make_dataset([OwnCaption(f"caf\u00e9 {number}.jpg", "un cafe\u0301") for number in range(4)], tmp_path / "out",
@@ -316,9 +327,9 @@ def test_pictures_without_captions_are_one_line(tmp_path, store, capsys):
 
 def test_broken_pictures_and_pictures_without_regions_are_named_as_such(tmp_path, pictures):
     store = tmp_path / "some.h5"
-    with RegionWriter(store, IDS[:10], 1, 4, "made up", boxes=False, skipped={IDS[10]: "the file is empty"}) as writer:
+    with RegionWriter(store, IDS[:10], 1, 16, "made up", boxes=False, skipped={IDS[10]: "the file is empty"}) as writer:
         for row in range(9):
-            writer.write(row, np.ones((1, 4)))
+            writer.write(row, np.ones((1, 16)))
         writer.leave_out(9, "image file is truncated")
     told = line_of(make_dataset, csv_file(tmp_path), tmp_path / "out", store)
     assert "'dogs/005.jpg' in captions.csv line 18 (did you mean 'dogs/004'?); correct the names" in told and "dogs/003" not in told
@@ -393,6 +404,12 @@ def test_no_captions_and_ids_that_come_twice_are_one_line(tmp_path, store):
     path = tmp_path / "ids.csv"
     path.write_text("image,sentid,caption\n" + "".join(f"{image_id},{number % 4},{quoted(text)}\n" for number, (image_id, text) in enumerate(ROWS)))
     assert "ids.csv line 6: the caption id 0 is there twice, first in ids.csv line 2" in line_of(make_dataset, path, tmp_path / "out", store)
+
+
+def test_only_what_is_quoted_as_a_whole_is_quoted_in_a_table_of_tabs(tmp_path):
+    path = tmp_path / "signs.tsv"
+    path.write_text('file\ttext\na\t"Stop" beside "Go"\nb\t"A sign ""Stop"""\nc\tA "sign\n')
+    assert [caption.text for caption in read_captions(path)] == ['"Stop" beside "Go"', 'A sign "Stop"', 'A "sign']
 
 
 def test_line_separators_of_the_web_are_white_space(tmp_path, store):
