@@ -20,6 +20,7 @@ from itm_lib.features.roi_align import nms, pool_boxes
 from itm_lib.files import InputError
 
 NUM_REGIONS = 36
+NMS = 0.7
 SMALLEST = 1e-4  # of the picture's side: a box that is narrower shows nothing
 DETECTORS = ("detr", "conditional_detr", "deformable_detr", "rt_detr", "rt_detr_v2")
 
@@ -27,7 +28,7 @@ DETECTORS = ("detr", "conditional_detr", "deformable_detr", "rt_detr", "rt_detr_
 class Detector(NetworkExtractor):
     """The best ``regions`` queries of the detector ``name``, of the model_type ``kind``."""
 
-    def __init__(self, name: str, kind: str, regions: int = NUM_REGIONS, features: str = "pooled", nms: float = 0.7,
+    def __init__(self, name: str, kind: str, regions: int = NUM_REGIONS, features: str = "pooled", nms: float = NMS,
                  size: int | None = None, device: str | torch.device | None = None, precision: str = "no"):
         network = read_pretrained(name, "backbone", BACKBONE_FILES, "AutoModelForObjectDetection")
         config, convolutions = network.config, network.model.backbone
@@ -35,12 +36,12 @@ class Detector(NetworkExtractor):
             raise InputError(f"regions {regions}: backbone {name!r} has {config.num_queries} queries: give at most so many")
         preparation = read_preparation(name, config, size)
         _check_sides(name, preparation, config)
-        self.kind, self.features, self.nms = kind, features, nms
+        self.kind, self.features, self.nms = kind, features, float(nms)
         self._softmax = kind == "detr" or not getattr(config, "use_focal_loss", True)
         self._names = [str(config.id2label.get(number, number)) for number in range(config.num_labels)]
         self._maps: list[Tensor] = []
         convolutions.register_forward_hook(self._keep_map)
-        settings = {"backbone": str(name), "weights": fingerprint(network), "features": features, "regions": regions, "nms": nms,
+        settings = {"backbone": str(name), "weights": fingerprint(network), "features": features, "regions": regions, "nms": self.nms,
                     "size": preparation.shortest}
         dim = convolutions.intermediate_channel_sizes[-1] if features == "pooled" else config.d_model
         super().__init__(kind, network, preparation, settings, dim, regions, precision, device)

@@ -42,16 +42,19 @@ def pool_boxes(maps: Tensor, boxes: Tensor, bins: int = 7, samples: int = 2, row
     return out
 
 
-def axis_weights(boxes: Tensor, size: tuple[int, int], bins: int, samples: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Wy (R, bins, H) and Wx (R, bins, W) of boxes (R, 4) over a map of ``size`` (H, W). Each row sums to 1."""
-    steps = (torch.arange(bins * samples, device=boxes.device, dtype=dtype) + 0.5) / (bins * samples)
+def axis_weights(boxes: Tensor, size: tuple[int, int], bins: int | tuple[int, int], samples: int,
+                 dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Wy (R, bins, H) and Wx (R, bins, W) of boxes (R, 4) over a map of ``size`` (H, W). Each row sums to 1.
+
+    ``bins``: of both axes, or of y and of x."""
     weights = []
-    for first, length in ((1, size[0]), (0, size[1])):
+    for first, length, count in zip((1, 0), size, (bins, bins) if isinstance(bins, int) else bins):
+        steps = (torch.arange(count * samples, device=boxes.device, dtype=dtype) + 0.5) / (count * samples)
         low, high = boxes[:, first : first + 1].to(dtype), boxes[:, first + 2 : first + 3].to(dtype)
-        points = ((low + steps * (high - low)) * length - 0.5).clamp(0, length - 1)  # (R, bins · samples), in cells
+        points = ((low + steps * (high - low)) * length - 0.5).clamp(0, length - 1)  # (R, count · samples), in cells
         cells = torch.arange(length, device=boxes.device, dtype=dtype)
         hats = (1 - (points[..., None] - cells).abs()).clamp_min(0)
-        weights.append(hats.unflatten(1, (bins, samples)).mean(2))
+        weights.append(hats.unflatten(1, (count, samples)).mean(2))
     return weights[0], weights[1]
 
 
