@@ -136,11 +136,10 @@ class Gallery:
     @property
     def images_folder(self) -> Path | None:
         """Where the picture files are, if that is known."""
-        said = self.attrs.get("images")
-        for folder in (self.given_images, self.source / "images", self.source if self.source.is_dir() and self.pixels else None, said):
-            if folder is not None and Path(folder).is_dir():
-                return Path(folder)
-        return None
+        places = [self.given_images, self.source / "images", self.source if self.source.is_dir() and self.pixels else None]
+        if "images" in self.attrs:  # as it was given to itm extract
+            places += [Path(self.attrs["images"]), self.parts[0].path.parent / self.attrs["images"]]
+        return next((place for place in places if place is not None and place.is_dir()), None)
 
     @cached_property
     def _files(self) -> dict[str, Path]:

@@ -51,7 +51,7 @@ class VectorSettings(BaseModel):
 
     kind: Kind = "torch"
     M: PositiveInt = 32
-    ef_construction: PositiveInt = 200
+    ef_construction: PositiveInt = 80
     ef_search: PositiveInt = 128
     nlist: PositiveInt | None = None
     m: PositiveInt | None = None

@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_one_line(dataset, tmp_path):
         (f"{dataset} has no split 'vall'", {"split": "vall"}),
         ("no index is of kind 'fiass'", {"kind": "fiass"}),
         ("shortlist 'words' is for SCAN and CAMP", {"shortlist": "words"}),
-        ("shortlist 'menas' is none of mean, words and no model folder", {"shortlist": "menas"}),
+        ("shortlist 'averages' is none of mean, words and no model folder", {"shortlist": "averages"}),
         (f"no folder of pictures {tmp_path / 'none'}", {"images": tmp_path / "none"}),
         ("index of kind torch: unknown 'nprob': did you mean 'nprobe'?", {"nprob": 3}),
     ]:
