@@ -1476,7 +1476,8 @@ def index_tradeoff(rows: Mapping[str, Mapping[str, float]], title: str = "") -> 
     return figure
 
 
-def recall_against_time(panels: Mapping[str, Mapping[str, Mapping[float, tuple[float, float]]]], exact: Mapping[str, float], limit: float = 0.0) -> Figure:
+def recall_against_time(panels: Mapping[str, Mapping[str, Mapping[float, tuple[float, float]]]], exact: Mapping[str, float], limit: float = 0.0,
+                        xlabel: str = "ms a query") -> Figure:
     """What a setting of an approximate index trades, a panel each: {title: {index: {setting: (ms a query, recall in percent)}}}.
 
     ``exact`` {title: ms a query of exact search} draws a dashed line. The settings stand beside the points. ``limit``: where the
@@ -1490,7 +1491,7 @@ def recall_against_time(panels: Mapping[str, Mapping[str, Mapping[float, tuple[f
             for setting, point in points.items():
                 ax.annotate(f"{setting:g}", point, (4, -11), textcoords="offset points", fontsize=8, color=COLOURS[number])
         ax.axvline(exact[title], color=BLACK, linestyle="--", linewidth=1.2, label="exact search")
-        ax.set(xscale="log", title=title, xlabel="ms a query", ylim=(limit, 104))
+        ax.set(xscale="log", title=title, xlabel=xlabel, ylim=(limit, 104))
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
