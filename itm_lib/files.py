@@ -36,6 +36,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names)}"
 
 
+def counted(count: int, what: str) -> str:
+    """``1 picture``, ``1,200 pictures``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def one_line(error: Exception | str, length: int = 120) -> str:
     """What a library says went wrong, as a part of an error line: without its line breaks, ``length`` characters at most."""
     return " ".join(str(error).split())[:length]

@@ -43,6 +43,10 @@ class Tokenizer:
         """The words with their first and one-past-last character in ``text``."""
         return [(match.group().lower(), match.start(), match.end()) for match in _WORD.finditer(text)]
 
+    def finds_any(self, text: str) -> bool:
+        """Whether there is a word in ``text``, without looking for all."""
+        return _WORD.search(text) is not None
+
 
 @dataclass(frozen=True)
 class Vocabulary:

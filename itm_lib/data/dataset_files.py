@@ -50,7 +50,7 @@ def making(out: Path, name: str, kind: str) -> Iterator[None]:
 
 def has_words(text: str, where: str, skip_empty: bool) -> bool:
     """Whether a caption has a word in it; if not, that is an error unless such captions are to be left out."""
-    if Tokenizer()(text):
+    if Tokenizer().finds_any(text):
         return True
     if not skip_empty:
         raise InputError(f"{where}: the caption {text!r} has no word in it; write one, or leave such captions out with --skip-empty")

@@ -11,8 +11,8 @@ import hashlib
 import json
 import sys
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from itm_lib.data.dataset_files import SPLITS, CaptionedPicture, has_words, maki
 from itm_lib.data.own_captions import OwnCaption, read_captions
 from itm_lib.data.pictures import SUFFIXES, find_pictures
 from itm_lib.data.regions import ALL, RegionStore, find_regions
-from itm_lib.files import InputError
+from itm_lib.files import InputError, counted
 
 __all__ = ["OwnCaption", "check_captions", "draw_splits", "make_dataset", "read_captions"]
 
 KIND = "own"
 FEWEST = {"train": 2, "val": 1, "test": 1}  # pictures
+ENOUGH = 20  # pictures of val and of test, below which a user is told
 SHOWN = 3  # names in an error line
 
 
@@ -59,7 +60,7 @@ def make_dataset(captions: str | Path | Sequence[OwnCaption], out: str | Path, s
                  "repeated_captions": plan.matched.repeated, "regions": about_images(pictures.store) if pictures.store else {}}
         write_small_files(out, plan.parts, min_count, about)
     if progress:
-        for line in plan.matched.told():
+        for line in plan.told():
             tqdm.write(line, file=sys.stderr)
     return out
 
@@ -96,6 +97,17 @@ class _Plan:
     splits_given: bool
     parts: dict[str, list[CaptionedPicture]]
 
+    def told(self) -> list[str]:
+        """What the user is to know of it, in lines."""
+        lines = [", ".join(f"{split} {counted(len(found), 'picture')}" for split, found in self.parts.items())]
+        small = [split for split in ("val", "test") if len(self.parts[split]) < ENOUGH]
+        if small:
+            lines.append(f"{' and '.join(small)} of fewer than {ENOUGH} pictures: what is measured there says little, and val chooses the model")
+        lines += [f"left out: {count:,} {what}" for what, count in self.matched.left_out.items()]
+        if self.matched.repeated:
+            lines.append(f"repeated, and kept: {counted(self.matched.repeated, 'caption')} like another one of the same picture")
+        return lines
+
 
 def _plan(captions: str | Path | Sequence[OwnCaption], pictures: _Pictures, chosen: _Choices) -> _Plan:
     from_file = isinstance(captions, str | Path)
@@ -104,7 +116,7 @@ def _plan(captions: str | Path | Sequence[OwnCaption], pictures: _Pictures, chos
     matched = _match(found, pictures, made_from, chosen)
     given = _given_splits(matched.captions)
     split_of = given or draw_splits(matched.captions, chosen.val, chosen.test, chosen.seed)
-    digest = hashlib.sha256(json.dumps([astuple(caption) for caption in found]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([[*vars(caption).values()] for caption in found]).encode()).hexdigest()
     return _Plan(made_from, digest, matched, given is not None, _parts(matched.captions, split_of, made_from))
 
 
@@ -166,11 +178,6 @@ class _Matched:
     left_out: dict[str, int] = field(default_factory=dict)
     repeated: int = 0
 
-    def told(self) -> list[str]:
-        """A line for each thing that was left out, or is odd."""
-        lines = [f"left out: {count:,} {what}" for what, count in self.left_out.items()]
-        return lines + ([f"{self.repeated:,} captions repeat another one of the same picture; they are kept"] if self.repeated else [])
-
 
 def _match(found: Iterable[OwnCaption], pictures: _Pictures, made_from: str, chosen: _Choices) -> _Matched:
     """Each caption with its picture; what is without the other is an error, or left out if that was chosen."""
@@ -195,7 +202,7 @@ def _match(found: Iterable[OwnCaption], pictures: _Pictures, made_from: str, cho
             matched.captions[image_id] = kept
     bare = [image_id for image_id in pictures.ids if image_id not in matched.captions]
     if bare and not chosen.partial:
-        raise InputError(f"{made_from} has no captions of {len(bare):,} of the {_count(pictures.ids, 'picture')} in {pictures.where}, "
+        raise InputError(f"{made_from} has no captions of {len(bare):,} of the {counted(len(pictures.ids), 'picture')} in {pictures.where}, "
                          f"{_first(bare)}: write some, or leave these pictures out with --partial")
     unseen = [image_id for image_id in matched.captions if pictures.files is not None and image_id not in pictures.files]
     if unseen:
@@ -225,7 +232,7 @@ def _kept(image_id: str, captions: Sequence[OwnCaption], skip_empty: bool, seen:
 def _lost_line(lost: Sequence[OwnCaption], pictures: _Pictures, made_from: str) -> str:
     """What to say of captions whose picture is not there: a wrong name before what extraction left out."""
     unknown = [caption for caption in lost if pictures.find(caption.image) is None]
-    of_them = lambda captions: f"{_count(captions, 'caption')} of {_count({each.image for each in captions}, 'picture')}"  # noqa: E731
+    of_them = lambda captions: f"{counted(len(captions), 'caption')} of {counted(len({each.image for each in captions}), 'picture')}"  # noqa: E731
     if unknown:
         names = list({caption.image: caption for caption in reversed(unknown)}.values())[::-1]
         shown = ", ".join(f"{each.image!r}{f' in {each.where}' if each.where else ''}{pictures.suggest(each.image)}" for each in names[:SHOWN])
@@ -234,14 +241,10 @@ def _lost_line(lost: Sequence[OwnCaption], pictures: _Pictures, made_from: str) 
     broken = dict.fromkeys(image_id for caption in lost if (image_id := pictures.find(caption.image)) in pictures.broken)
     if broken:
         shown = ", ".join(f"{image_id} ({pictures.broken[image_id]})" for image_id in list(broken)[:SHOWN])
-        return (f"{made_from} has captions of {_count(broken, 'picture')} that the extraction left out as broken: {shown}"
+        return (f"{made_from} has captions of {counted(len(broken), 'picture')} that the extraction left out as broken: {shown}"
                 f"{' ...' if len(broken) > SHOWN else ''}; mend them and extract again, or leave them out with --partial")
     return (f"{made_from} has {of_them(lost)} that {pictures.where} has no regions of, {_first(caption.image for caption in lost)}: extract "
             "again, or leave these captions out with --partial")
-
-
-def _count(things: Collection[Any], what: str) -> str:
-    return f"{len(things):,} {what}{'' if len(things) == 1 else 's'}"
 
 
 def _first(names: Iterable[str]) -> str:
@@ -295,7 +298,7 @@ def draw_splits(image_ids: Iterable[str], val: float = 0.1, test: float = 0.1, s
     order = sorted(place, key=lambda image_id: (place[image_id], image_id))
     spare = len(order) - sum(FEWEST.values())
     if spare < 0:
-        raise InputError(f"only {_count(order, 'picture')} with captions: at least {sum(FEWEST.values())} are needed, {_fewest()}")
+        raise InputError(f"only {counted(len(order), 'picture')} with captions: at least {sum(FEWEST.values())} are needed, {_fewest()}")
     if sum(size for size in (val, test) if size < 1) >= 1 or sum(int(size) for size in (val, test) if size >= 1) > len(order) - FEWEST["train"]:
         raise InputError(f"val {val:g} and test {test:g} of {len(order)} pictures leave too few for train: give less")
     of_test = int(test) if test >= 1 else max(1, sum(value < test for value in place.values()))
@@ -325,7 +328,7 @@ def _parts(captions: Mapping[str, Sequence[tuple[str, OwnCaption]]], split_of: M
         parts[split_of[image_id]].append(CaptionedPicture(image_id, texts))
     for split, fewest in FEWEST.items():
         if len(parts[split]) < fewest:
-            raise InputError(f"{made_from} gives {split} {_count(parts[split], 'picture')}: at least {_fewest()} are needed; mark more, or give no splits "
+            raise InputError(f"{made_from} gives {split} {counted(len(parts[split]), 'picture')}: at least {_fewest()} are needed; mark more, or give no splits "
                              "and they are drawn")
     return parts
 

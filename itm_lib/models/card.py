@@ -12,6 +12,7 @@ What a run leaves under ``metadata`` there, each part with a section of its own 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from itm_lib.files import read_json, write_json, write_text
+from itm_lib.files import counted, read_json, write_json, write_text
 
 CARD, CONFIG = "README.md", "config.json"
 TASK = "image-text-retrieval"  # the Hub has no pipeline of this kind, so the card names none
@@ -190,7 +191,7 @@ def _results(metadata: Mapping[str, Any]) -> str:
 def _data(data: Mapping[str, Any]) -> str:
     about = ", ".join(f"{name} {data[name]}" for name in ("variant", "size", "seed") if name in data)
     lines = [f"- dataset: {data['name']}{about and f' ({about})'}"] if data.get("name") else []
-    lines += [f"- {split}: {sizes['images']:,} pictures, {sizes['captions']:,} captions" for split, sizes in (data.get("splits") or {}).items()]
+    lines += [f"- {split}: {counted(sizes['images'], 'picture')}, {counted(sizes['captions'], 'caption')}" for split, sizes in (data.get("splits") or {}).items()]
     if data.get("tokens"):
         kind = "words, those of the training captions" if data["tokens"]["kind"] == "words" else "word pieces of its text encoder"
         lines.append(f"- tokens: {data['tokens']['count']:,} {kind}")
@@ -199,10 +200,23 @@ def _data(data: Mapping[str, Any]) -> str:
         lines.append(f"- images: pixels, {images['pixels']} × {images['pixels']}")
     elif images:
         size, dim, boxes = images.pop("max_regions"), images.pop("dim"), images.pop("boxes")
-        settings = "".join(f", {name} {value}" for name, value in images.items() if name != "extractor" and value != "")
-        lines.append(f"- images: at most {size} regions of {dim:,} numbers, {'with' if boxes else 'without'} boxes; extractor "
-                     f"{images.get('extractor', 'unknown')}{settings}")
+        lines.append(f"- images: at most {counted(size, 'region')} of {dim:,} numbers, {'with' if boxes else 'without'} boxes")
+        lines.append(f"\nThe regions' extractor and its settings:\n\n```yaml\n{_as_yaml({name: _unpacked(value) for name, value in images.items()})}```")
     return "\n".join(lines)
+
+
+def _unpacked(value: Any) -> Any:
+    """What a file's attribute holds; lists and mappings stand there as JSON."""
+    if not (isinstance(value, str) and value[:1] in ("{", "[")):
+        return value
+    try:
+        return _without_places(json.loads(value))
+    except json.JSONDecodeError:
+        return value
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
 def _training(metadata: Mapping[str, Any]) -> str:
@@ -214,7 +228,7 @@ def _training(metadata: Mapping[str, Any]) -> str:
     if metadata.get("stages"):
         lines.append("Stages: " + "; ".join(f"{stage['stage']}, best epoch {stage['best_epoch']}" for stage in metadata["stages"]) + ".")
     if recipe and "official" not in recipe:
-        lines.append(f"The recipe, every setting of it:\n\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```")
+        lines.append(f"The recipe, every setting of it:\n\n```yaml\n{_as_yaml(recipe)}```")
     return "\n\n".join(lines)
 
 
@@ -230,7 +244,7 @@ def _limits(content: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
         lines.append("- It knows the words of its training captions alone; any other word is read as unknown.")
     train = (data.get("splits") or {}).get("train")
     if train:
-        lines.append(f"- It has seen {train['images']:,} pictures, with what they show and what was written of them. Other pictures and other "
+        lines.append(f"- It has seen {counted(train['images'], 'picture')}, with what they show and what was written of them. Other pictures and other "
                      "ways of writing are not what its numbers are about.")
     lines.append("- Scores rank pictures or captions; they are no probabilities, and those of two models cannot be compared.")
     if metadata.get("val") and not metadata.get("results"):

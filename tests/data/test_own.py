@@ -369,7 +369,9 @@ def test_empty_captions_are_named_or_left_out(tmp_path, store, capsys):
 def test_repeated_captions_are_kept_and_told(tmp_path, store, capsys):
     found = [OwnCaption(image_id, text) for image_id, text in [*ROWS, (IDS[0], f" {ROWS[0][1]}  ")]]
     out = make_dataset(found, tmp_path / "out", store)
-    assert "1 captions repeat another one of the same picture; they are kept" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "repeated, and kept: 1 caption like another one of the same picture" in told
+    assert "train 10 pictures, val 1 picture, test 1 picture\n" in told and "val and test of fewer than 20 pictures: what is" in told
     assert len(read_jsonl(out / "captions.jsonl")) == len(ROWS) + 1
 
 

@@ -18,7 +18,8 @@ METADATA = {
     "recipe": RECIPE,
     "data": {"name": "mine", "tokens": {"kind": "words", "count": 120},
              "splits": {"train": {"images": 1000, "captions": 2500}, "val": {"images": 200, "captions": 500}},
-             "images": {"extractor": "pooled", "backbone": "/home/somebody/models/detr", "nms": 0.7, "max_regions": 36, "dim": 2048, "boxes": True}},
+             "images": {"extractor": "pooled", "backbone": "/home/somebody/models/detr", "nms": 0.7,
+               "pictures": '{"mean": [0.5], "from": "/home/somebody/models/detr"}', "note": "{not JSON", "max_regions": 36, "dim": 2048, "boxes": True}},
     "training": {"epochs": 20, "best_epoch": 17, "steps": 1260, "seed": 3, "seconds": 3725.2, "device": "CPU", "parameters": 12345678,
                  "commit": "abc123"},
     "val": VAL,
@@ -43,7 +44,9 @@ def test_a_trained_models_card_says_how_it_came_to_be():
     assert 'load_model("hf://owner/name")' in found["How to use it"] and "itm search index hf://owner/name data/mine" in found["How to use it"]
     assert "| val, epoch 17 | 31.2 | 60.0 | 71.0 | 30.0 | 55.5 | 70.0 | 317.8 |" in found["Results"] and "test" not in found["Results"]
     assert "- train: 1,000 pictures, 2,500 captions" in found["Data"] and "- tokens: 120 words" in found["Data"]
-    assert "at most 36 regions of 2,048 numbers, with boxes; extractor pooled, backbone detr, nms 0.7" in found["Data"]
+    assert "at most 36 regions of 2,048 numbers, with boxes\n" in found["Data"]
+    assert yaml.safe_load(found["Data"].partition("```yaml\n")[2].rpartition("```")[0]) == {
+        "extractor": "pooled", "backbone": "detr", "nms": 0.7, "pictures": {"mean": [0.5], "from": "detr"}, "note": "{not JSON"}
     assert found["Training"].startswith("Epoch 17 of 20 was the best on val. 1,260 steps, seed 3, 1 h 2 min on CPU; 12,345,678 weights")
     recipe = yaml.safe_load(found["Training"].partition("```yaml\n")[2].rpartition("```")[0])
     assert recipe == {**RECIPE, "data": {"folder": "mine"}} and "somebody" not in card

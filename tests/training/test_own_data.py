@@ -56,7 +56,7 @@ def test_every_family_trains_on_a_folder_of_ones_own(family, own, tmp_path, monk
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "Epoch 1 of 1 was the best on val" in card and "trained on folder" in card and str(tmp_path) not in card and str(own) not in card
     assert "- train: 28 pictures, 56 captions" in card and f"{sum(each.numel() for each in found.parameters()):,} weights" in card
-    assert ("pixels, 32 × 32" if "pixels" in family else "extractor region-encoder, threshold 0.5\n") in card
+    assert ("pixels, 32 × 32" if "pixels" in family else "extractor: region-encoder\nthreshold: 0.5\n```") in card
 
 
 def test_the_folder_is_checked_and_what_test_says_gets_onto_the_cards(own, tmp_path):
