@@ -6,7 +6,8 @@ of loader workers, nor on whether the extraction was stopped in between and went
 file to tensor, and then the backbone's, on its device.
 
 A picture that cannot be read is told of, left out, and listed in the file's attribute ``skipped``. The attribute ``source`` is a
-digest of the names, bytes and sizes of the pictures: a finished file of the same source and backbone is kept.
+digest of the names, bytes and sizes of the pictures: a finished file of the same source and backbone is kept. ``images`` is the folder
+that they were in.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,9 @@ from itm_lib.features import extract as module
 from itm_lib.features.backbones import open_backbone, reopen_backbone
 from itm_lib.features.extract import extract, extract_picture, plan_batches
 from itm_lib.files import InputError, held
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from bench_extract import make_pictures, measure  # noqa: E402
 
 TOLD = ["odd/p05.jpg: the file is empty", "even/p06.jpg: the backbone finds nothing in it", "odd/p03.jpg: image file is truncated"]
 
@@ -393,3 +397,10 @@ def test_backbones_of_transformers(kind, regions_asked, good, tmp_path):
     assert np.allclose(again.features, one.features([row])[0, : one.num_regions[row]], rtol=2e-3, atol=2e-3)
     assert read_picture(good / "odd" / "p01.jpg").size == (20, 60)
     assert run(good, tmp_path / "one.h5", backbone).kept
+
+
+def test_the_benchmark_measures(tmp_path):
+    images, model = make_pictures(tmp_path / "pictures", 3, 64, 48), make_backbone("resnet", tmp_path / "model")
+    found = [measure(str(images), str(model), None, 2, workers, str(tmp_path / f"{workers}.h5")) for workers in (0, 1)]
+    assert found[0]["digest"] == found[1]["digest"] and all(row["pictures_s"] > 0 and row["peak_mib"] > 50 for row in found)
+    assert found[0]["worker_mib"] == 0 < found[1]["worker_mib"]
