@@ -7,6 +7,7 @@ file that it writes names it, so that the same one reads a new picture later.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,12 @@ def _pooled_alone(name: str | Path, features: str, why: str) -> None:
 
 def _kind(name: str) -> str:
     """The model_type of the model in a folder or on the Hub."""
-    folder = pretrained_folder(name, BACKBONE_FILES, "backbone")
+    if not Path(name).expanduser().is_dir() and difflib.get_close_matches(name, [REGION_ENCODER], cutoff=0.7):
+        raise InputError(f"unknown backbone {name!r}: {nearest(name, [REGION_ENCODER])}")
+    try:
+        folder = pretrained_folder(name, BACKBONE_FILES, "backbone")
+    except InputError as error:
+        raise InputError(f"{error}, or {REGION_ENCODER!r}") from None
     if not (folder / "config.json").is_file():
         raise InputError(f"backbone {name!r} has no config.json: give a folder that transformers' save_pretrained wrote, {REGION_ENCODER!r}, or "
                          "a name on the Hub")
