@@ -11,7 +11,6 @@ Boxes are x0 y0 x1 y1 in [0, 1] of the picture's width and height.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import time
@@ -31,6 +30,7 @@ from tqdm.auto import tqdm
 from itm_lib.data import scenes
 from itm_lib.data.regions import RegionStore, RegionWriter
 from itm_lib.data.scene_pictures import choose, shuffled
+from itm_lib.features.pretrained import fingerprint
 from itm_lib.files import InputError, replace_atomically
 
 NUM_REGIONS = 12
@@ -193,10 +193,7 @@ class RegionEncoder(nn.Module):
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of a hash of all weights: which encoder made these features."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return fingerprint(self)
 
 
 def save_region_encoder(encoder: RegionEncoder, path: str | Path, **facts: Any) -> None:

@@ -27,8 +27,9 @@ def roi_align(maps: Tensor, boxes: Tensor, bins: int = 7, samples: int = 2, rows
     out = maps.new_zeros(len(boxes), maps.shape[-3], bins, bins)
     for picture, chosen in parts:
         y, x = axis_weights(boxes[chosen], picture.shape[-2:], bins, samples, maps.dtype)
-        tall = torch.einsum("rph,chw->rpcw", y, picture)
-        out = out.index_copy(0, chosen, torch.einsum("rpcw,rqw->rcpq", tall, x))
+        with torch.autocast(maps.device.type, enabled=False):  # half precision would move the points
+            tall = torch.einsum("rph,chw->rpcw", y, picture)
+            out = out.index_copy(0, chosen, torch.einsum("rpcw,rqw->rcpq", tall, x))
     return out
 
 
@@ -38,7 +39,8 @@ def pool_boxes(maps: Tensor, boxes: Tensor, bins: int = 7, samples: int = 2, row
     out = maps.new_zeros(len(boxes), maps.shape[-3])
     for picture, chosen in parts:
         y, x = (weights.mean(1) for weights in axis_weights(boxes[chosen], picture.shape[-2:], bins, samples, maps.dtype))
-        out = out.index_copy(0, chosen, torch.einsum("rcw,rw->rc", torch.einsum("rh,chw->rcw", y, picture), x))
+        with torch.autocast(maps.device.type, enabled=False):
+            out = out.index_copy(0, chosen, torch.einsum("rcw,rw->rc", torch.einsum("rh,chw->rcw", y, picture), x))
     return out
 
 

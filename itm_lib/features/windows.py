@@ -117,7 +117,9 @@ def scales(picture: Tensor) -> Iterator[Tensor]:
         for aspect in ASPECTS:
             size = _resized(height / (side * base * min(1, 1 / aspect))), _resized(width / (side * base * min(1, aspect)))
             y, x = axis_weights(whole, (height, width), size, 2, picture.dtype)
-            yield y[0] @ picture @ x[0].T
+            with torch.autocast(picture.device.type, enabled=False):
+                resized = y[0] @ picture @ x[0].T
+            yield resized
 
 
 def window_boxes(resized: Tensor) -> Tensor:

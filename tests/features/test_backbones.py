@@ -206,6 +206,15 @@ def test_features_are_the_encoders_of_those_boxes_whatever_the_batch(sliding):
     assert (found[0].boxes[:, 2:] > found[0].boxes[:, :2]).all() and found[0].boxes.min() >= 0 and found[0].boxes.max() <= 1
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_windows_in_half_precision_lie_nearly_where_they_were(precision):
+    exact, half = (open_backbone("region-encoder", regions=2, size=64, device="cpu", precision=name) for name in ("no", precision))
+    pixels = exact.prepare(picture(0, 64, 64))[None]
+    found, expected = half(pixels)[0], exact(pixels)[0]
+    assert found.features.dtype == np.float32 and np.isfinite(found.features).all()
+    assert found.scores[0] == pytest.approx(expected.scores[0], abs=0.1)
+
+
 def test_windows_of_any_shape_of_picture():
     small = open_backbone("region-encoder", regions=3, size=64, device="cpu")
     assert small.max_regions == 3 and small.input_size((300, 100)) == (32, 128) and small.input_size((1, 1)) == (64, 64)

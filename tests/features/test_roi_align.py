@@ -83,6 +83,14 @@ def test_gradients_of_maps_and_boxes():
     assert torch.autograd.gradcheck(lambda maps, corners: pool_boxes(maps, corners, 3, 2), (picture, boxes))
 
 
+def test_half_precision_around_it_changes_nothing():
+    picture, boxes = torch.randn(2, 5, 6, generator=generator(6)), random_boxes(3).float()
+    for function in (roi_align, pool_boxes):
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = function(picture, boxes)
+        assert inside.dtype == torch.float32 and torch.equal(inside, function(picture, boxes))
+
+
 def test_a_batch_of_maps_is_each_map_by_itself():
     maps, boxes, rows = torch.randn(3, 2, 5, 6, generator=generator(4)), random_boxes(4).float(), torch.tensor([2, 0, 0, 2, 0, 2, 2, 0, 2])
     for function in (roi_align, pool_boxes):
