@@ -133,7 +133,7 @@ class Gallery:
 
     # --- the files of the pictures ---
 
-    @property
+    @cached_property
     def images_folder(self) -> Path | None:
         """Where the picture files are, if that is known."""
         places = [self.given_images, self.source / "images", self.source if self.source.is_dir() and self.pixels else None]
@@ -147,7 +147,18 @@ class Gallery:
 
     def path(self, row: int) -> Path | None:
         """The file of picture ``row``; None where it is not known."""
-        return self._files.get(self.image_ids[row])
+        folder = self.images_folder
+        if folder is None:
+            return None
+        names = (f"{self.image_ids[row]}{suffix}" for suffix in pictures.SUFFIXES)  # looking at a whole folder may take minutes
+        return next((folder / name for name in names if (folder / name).is_file()), None) or self._files.get(self.image_ids[row])
+
+    def find(self, path: Path) -> int | None:
+        """The row of the picture whose file is ``path``; None where it is none of the gallery's."""
+        if self.images_folder is None:
+            return None
+        path, folder = path.resolve(), self.images_folder.resolve()
+        return self._rows.get(path.relative_to(folder).with_suffix("").as_posix()) if path.is_relative_to(folder) else None
 
     # --- what an index remembers of it ---
 

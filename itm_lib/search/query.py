@@ -131,9 +131,10 @@ def search_texts(index: SearchIndex, texts: Sequence[str], top: int = 10, candid
 
 
 def search_picture(index: SearchIndex, picture: str | Path, top: int = 10, candidates: int = 100, explain: bool = True) -> Result:
-    """The pictures that are nearest to ``picture``, a file."""
+    """The pictures that are nearest to ``picture``, a file. One of the indexed pictures' files has the regions that it has there."""
     _check_sizes(top, candidates)
-    regions, mask, notes = index.read_picture(pictures.read_picture(Path(picture)))
+    row = index.gallery.find(Path(picture))
+    regions, mask, notes = index.read_picture(pictures.read_picture(Path(picture))) if row is None else (*index.gallery.image_tensors([row]), ())
     first = index.shortlists[0]
     model = first.model if first.folder is not None else index.model
     with evaluating(model, index.device) as device:

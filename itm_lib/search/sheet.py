@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from itm_lib.data import pictures
-from itm_lib.files import InputError, replace_atomically, write_json, write_text
+from itm_lib.files import InputError, one_line, replace_atomically, write_json, write_text
 from itm_lib.search.query import Hit, Result
 
 KINDS = (".png", ".html", ".json")
@@ -35,19 +35,26 @@ def contact_sheet(result: Result, path: str | Path, columns: int | None = None) 
         raise InputError(f"{path}: a contact sheet is one of {', '.join(KINDS)}; name the file so")
     if columns is not None and columns < 1:
         raise InputError(f"columns is {columns}: a row needs 1 picture at least")
-    if path.suffix.lower() == ".json":
-        write_json(path, result.to_dict())
-        return path
-    if result.hits and all(hit.path is None for hit in result.hits):
+    kind = path.suffix.lower()
+    if kind != ".json" and result.hits and all(hit.path is None for hit in result.hits):
         raise InputError("where the picture files lie is not known, so there is nothing to draw: give their folder, --images FOLDER, or "
                          "ask for .json")
-    if path.suffix.lower() == ".html":
-        write_text(path, page(result))
-        return path
-    sheet = draw(result, columns or min(5, max(1, len(result.hits))))
-    with replace_atomically(path) as part:
-        sheet.save(part, format="PNG", optimize=True)
+    try:
+        _write(result, path, kind, columns or min(5, max(1, len(result.hits))))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({one_line(error.strerror or error)}): make room, or name another place") from None
     return path
+
+
+def _write(result: Result, path: Path, kind: str, columns: int) -> None:
+    if kind == ".json":
+        write_json(path, result.to_dict())
+    elif kind == ".html":
+        write_text(path, page(result))
+    else:
+        sheet = draw(result, columns)
+        with replace_atomically(path) as part:
+            sheet.save(part, format="PNG", optimize=True)
 
 
 def strengths(hit: Hit) -> list[float]:

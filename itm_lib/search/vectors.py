@@ -206,17 +206,22 @@ class FaissVectors:
 
 
 def _equally_long(values: np.ndarray) -> bool:
-    lengths = np.linalg.norm(values, axis=1)
+    lengths = np.sqrt(_squares(values))
     return float(lengths.max() - lengths.min()) <= UNIT * float(lengths.max())
+
+
+def _squares(values: np.ndarray) -> np.ndarray:
+    """(n,) squared lengths, without a second array of all values."""
+    return np.einsum("nd,nd->n", values, values)
 
 
 def _lift(values: np.ndarray) -> np.ndarray:
     """(n, d) -> (n, d'), all of the largest vector's length, with as many zeros as make d' a multiple of 8."""
-    squares = np.square(values, dtype=np.float64).sum(1)
+    squares = _squares(values)
     width = -(-(values.shape[1] + 1) // 8) * 8
     wide = np.zeros((len(values), width), np.float32)
     wide[:, : values.shape[1]] = values
-    wide[:, values.shape[1]] = np.sqrt(squares.max() - squares)
+    wide[:, values.shape[1]] = np.sqrt(np.maximum(squares.max() - squares, 0))
     return wide
 
 

@@ -235,6 +235,16 @@ def test_pictures_that_cannot_be_asked_with_are_one_line(dataset, own_pictures):
         build_index(ensemble, own_pictures / "store.h5", progress=False).query(image=path)
 
 
+def test_an_indexed_picture_is_asked_with_by_its_own_regions(dataset):
+    """No backbone is needed for it, as for features that came without one."""
+    index = build_index(make_model("dive"), dataset, progress=False)
+    result = index.query(image=dataset / "images" / "val" / "4.png", top=27)
+    own = index.candidate_images(torch.arange(27))
+    scores = index.model.similarity(own, own.select([index.gallery.row("val/4")]))[:, 0]
+    assert [hit.score for hit in result.hits] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-5)
+    assert result.hits[0].image_id == "val/4" and result.notes == ()
+
+
 def test_the_embedded_datasets_regions_are_searched_for_in_windows(own_pictures, tmp_path):
     """Its stores come from scenes, whose objects are known; a new picture's are not."""
     path, store = tmp_path / "scenes.h5", RegionStore(own_pictures / "store.h5")

@@ -124,7 +124,7 @@ def test_a_picture_as_the_query_is_on_the_sheet(result, tmp_path):
     assert Image.open(contact_sheet(asked, tmp_path / "sheet.png")).size[0] == 2 * EDGE + 3 * (CELL + GAP) - GAP
 
 
-def test_what_cannot_be_drawn_is_one_line_and_changes_nothing(result, tmp_path, monkeypatch):
+def test_what_cannot_be_drawn_is_one_line_and_changes_nothing(result, tmp_path):
     for name, options, line in [("sheet.gif", {}, r"sheet\.gif: a contact sheet is one of \.png, \.html, \.json"),
                                 ("sheet.png", {"columns": 0}, "columns is 0")]:
         with pytest.raises(InputError, match=line):
@@ -134,6 +134,10 @@ def test_what_cannot_be_drawn_is_one_line_and_changes_nothing(result, tmp_path, 
         with pytest.raises(InputError, match="^where the picture files lie is not known, .*--images FOLDER, or ask for .json$"):
             contact_sheet(nowhere, tmp_path / name)
     assert contact_sheet(nowhere, tmp_path / "sheet.json").is_file()
+    (tmp_path / "file").write_text("")
+    for name in ("sheet.png", "sheet.html", "sheet.json"):
+        with pytest.raises(InputError, match=rf"{name} cannot be written \((File exists|Not a directory)\): make room, or name another place"):
+            contact_sheet(result, tmp_path / "file" / name)
     assert not list(tmp_path.glob("sheet.[pg]*")) and not (tmp_path / "sheet.html").exists()
 
 
