@@ -212,7 +212,7 @@ def _equally_long(values: np.ndarray) -> bool:
 
 def _squares(values: np.ndarray) -> np.ndarray:
     """(n,) squared lengths, without a second array of all values."""
-    return np.einsum("nd,nd->n", values, values)
+    return np.einsum("ij,ij->i", values, values)
 
 
 def _lift(values: np.ndarray) -> np.ndarray:
