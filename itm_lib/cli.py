@@ -29,7 +29,9 @@ app = typer.Typer(
     help="Image-text matching: the course, its data, training and evaluation.",
 )
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build and check datasets.")
+search_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Search pictures by a sentence, or by a picture.")
 app.add_typer(data_app, name="data")
+app.add_typer(search_app, name="search")
 
 ProfileOption = Annotated[str, typer.Option(help="smoke (minutes), course (a laptop) or paper (GPU, real datasets)")]
 SeedOption = Annotated[int, typer.Option(min=0, help="seed of everything random")]
@@ -140,6 +142,59 @@ def data_prepare(
                                   min_count=min_count, skip_empty=skip_empty, partial=partial)))
 
 
+@data_app.command("captions")
+def data_captions(
+    captions: Annotated[Path, typer.Argument(help="a folder of .txt, a .csv or .tsv, JSON lines, or COCO's JSON")],
+    out: Annotated[Path, typer.Option(help="the dataset folder to make")],
+    store: Annotated[Path | None, typer.Option(help="the pictures' regions: a file of 'itm extract'")] = None,
+    images: Annotated[Path | None, typer.Option(help="folder of the pictures, for models that read pixels and for looking")] = None,
+    name: Annotated[str | None, typer.Option(help="the dataset's name; default: the folder's")] = None,
+    val: Annotated[float, typer.Option(min=0, help="share of the pictures in val, or from 1 on their number; where the captions name no splits")] = 0.1,
+    test: Annotated[float, typer.Option(min=0, help="the same for test")] = 0.1,
+    seed: SeedOption = 0,
+    min_count: Annotated[int, typer.Option(min=1, help="words that stand less often in the training captions are unknown")] = 1,
+    skip_empty: Annotated[bool, typer.Option("--skip-empty", help="leave out captions without a word in them")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="leave out pictures without captions, and captions without a picture")] = False,
+) -> None:
+    """Make a dataset folder of pictures of your own: captions, splits, vocabulary, and links to the regions and the pictures."""
+    from itm_lib.data import own
+    from itm_lib.runner import shown
+
+    print(shown(own.make_dataset(captions, out, store, images, name, val=val, test=test, seed=seed, min_count=min_count, skip_empty=skip_empty,
+                                 partial=partial)))
+
+
+@app.command()
+def extract(
+    images: Annotated[Path, typer.Argument(help="a folder of pictures; folders in it count too")],
+    backbone: Annotated[str, typer.Option(help="region-encoder, or a transformers model, a folder or a name on the Hub: a detector or an image backbone")],
+    out: Annotated[Path, typer.Option(help="the region file to write, .h5; with --captions the dataset folder to make")],
+    captions: Annotated[Path | None, typer.Option(help="captions of the pictures: make a dataset folder of both, as 'itm data captions' does")] = None,
+    regions: Annotated[int | None, typer.Option(min=1, help="regions a picture, at most; default: 36 of a detector, 12 of region-encoder, all cells of a grid")] = None,
+    features: Annotated[str, typer.Option(help="of a detector: pooled, its feature map over each box, or queries, its decoder's states")] = "pooled",
+    nms: Annotated[float | None, typer.Option(min=0, max=1, help="of two boxes whose IoU is larger only the better one stays; default: 0.7 of detectors, 0.55 of region-encoder")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="pixels that pictures are resized to; default: what the model was made for")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="pictures at once")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="processes that read pictures ahead")] = 0,
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16: what the model computes in")] = "no",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="with --captions: leave out pictures without captions, and captions without a picture")] = False,
+) -> None:
+    """Turn pictures into a file of regions with boxes. A broken picture is named and left out; a stopped run goes on where it was."""
+    from itm_lib.data import own
+    from itm_lib.features.backbones import open_backbone
+    from itm_lib.features.extract import extract as extract_regions
+    from itm_lib.runner import shown
+
+    store = out / "regions" / "all.h5" if captions else out
+    if captions:
+        own.check_captions(captions, images, partial=partial)  # before the hours, not after
+    done = extract_regions(images, open_backbone(backbone, regions, features, nms, size, device, precision), store, batch_size, workers)
+    print(done.summary())
+    if captions:
+        print(shown(own.make_dataset(captions, out, store, images, partial=partial)))
+
+
 SeedsOption = Annotated[list[int] | None, typer.Option(min=0, help="train once a seed, each into OUT/seed<k>: --seeds 0 1 2")]
 
 
@@ -216,7 +271,7 @@ def evaluate(
     save_scores: Annotated[Path | None, typer.Option(help="keep the score matrix and its ids: FILE.npy or FILE.safetensors")] = None,
 ) -> None:
     """Measure a model on one split of a dataset: recalls, rsum and what else the dataset allows."""
-    from itm_lib.evaluation import evaluate_ensemble_runs, evaluate_runs
+    from itm_lib.evaluation import evaluate_ensemble_runs, evaluate_runs, record_results
     from itm_lib.evaluation.report import write_result
 
     names = [Path(name).name if Path(name).is_absolute() else name for name in models]
@@ -225,6 +280,8 @@ def evaluate(
     result = measure(models, data, split, progress=True, scores_file=save_scores, command=command)
     if out:
         write_result(out, result)
+    if split == "test" and not ensemble:
+        record_results(models, result)  # into the models' cards
     _print_metrics(result.metrics)
 
 
@@ -326,6 +383,56 @@ def ground_truths(
 
         coco = coco_file_metrics(coco_scores, ids)
     print(markdown(ground_truth_table(coco, found)))
+
+
+@search_app.command("index")
+def search_index(
+    model: Annotated[str, typer.Argument(help="a model folder, or a run's")],
+    store: Annotated[Path, typer.Argument(help="a region file, or a dataset folder: all its pictures")],
+    out: Annotated[Path | None, typer.Option(help="folder of the index; default: search in runs/")] = None,
+    kind: Annotated[str, typer.Option(help="torch, exact; flat, hnsw or ivfpq: faiss's")] = "torch",
+    shortlist: Annotated[str | None, typer.Option(help="how SCAN and CAMP find their candidates: words, mean, or the folder of an embedding model")] = None,
+    images: Annotated[Path | None, typer.Option(help="folder of the pictures, for the contact sheet; default: the store's")] = None,
+    split: Annotated[str | None, typer.Option(help="of a dataset folder this split's pictures alone")] = None,
+) -> None:
+    """Encode the pictures with a trained model, once, so that they can be searched."""
+    from itm_lib.runner import shown
+    from itm_lib.search import build_index
+
+    index = build_index(model, store, out or _index_folder(), kind, shortlist, images, split=split)
+    for note in index.notes:
+        print(note, file=sys.stderr)
+    print(f"{shown(index.folder)}: {len(index):,} pictures, {index.model.name}, {index.shortlist}, {index.settings.kind}, {index.seconds:.1f} s")
+
+
+@search_app.command("query")
+def search_query(
+    text: Annotated[str | None, typer.Argument(help="a sentence: what the pictures should show")] = None,
+    image: Annotated[Path | None, typer.Option(help="a picture in place of the sentence: find pictures like it")] = None,
+    index: Annotated[Path | None, typer.Option(help="folder of the index; default: search in runs/")] = None,
+    top: Annotated[int, typer.Option(min=1, help="pictures to show")] = 10,
+    candidates: Annotated[int, typer.Option(min=1, help="pictures of the shortlist that are scored exactly")] = 100,
+    out: Annotated[Path | None, typer.Option(help="contact sheet to write: FILE.png, FILE.html or FILE.json")] = None,
+) -> None:
+    """Print the pictures that fit best; --out shows them, with the regions that the model attended to."""
+    from itm_lib.runner import shown
+    from itm_lib.search import SearchIndex, contact_sheet
+
+    if (text is None) == (image is None):
+        raise InputError("give a sentence, or a picture with --image")
+    result = SearchIndex.open(index or _index_folder()).query(text, image, top=top, candidates=candidates)
+    for note in result.notes:
+        print(note, file=sys.stderr)
+    for hit in result.hits:
+        print(f"{hit.rank:4} {hit.score:8.4f}  {hit.image_id}")
+    if out:
+        print(shown(contact_sheet(result, out)))
+
+
+def _index_folder() -> Path:
+    from itm_lib.course import runs_dir
+
+    return runs_dir() / "search"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -62,13 +62,13 @@ def test_help_names_every_command_and_loads_nothing_heavy():
     script = "import sys\nfrom itm_lib import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nassert not {'torch', 'papermill', 'pandas'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("course", "data", "train", "recipes", "sweep", "evaluate", "convert", "report", "ground-truths"):
+    for command in ("course", "data", "extract", "train", "recipes", "sweep", "evaluate", "convert", "report", "ground-truths", "search"):
         assert f"  {command} " in done.stdout
 
 
 def test_every_command_and_option_says_what_it_is():
     commands = typer.main.get_command(cli.app).commands
-    for command in [*commands.values(), *commands["data"].commands.values()]:
+    for command in [*commands.values(), *commands["data"].commands.values(), *commands["search"].commands.values()]:
         assert command.help
         for parameter in command.params:
             assert parameter.help, f"{command.name} {parameter.name}"
@@ -77,6 +77,9 @@ def test_every_command_and_option_says_what_it_is():
 @pytest.mark.parametrize("arguments, line", [
     (["data", "check", "nowhere"], "no dataset folder nowhere: make it first, for example with 'itm data scenes'"),
     (["evaluate", "nowhere", "--data", "nowhere"], "no model folder nowhere: check the path, or train and save a model first"),
+    (["extract", "nowhere", "--backbone", "region-encoder", "--out", "store.h5"], "no folder of pictures nowhere: check the path"),
+    (["search", "query"], "give a sentence, or a picture with --image"),
+    (["search", "query", "a dog", "--index", "nowhere"], "nowhere holds no index: make one first, itm search index MODEL DATA --out nowhere"),
     (["sweep", "nowhere.yaml"], "no file nowhere.yaml: check the path"),
     (["report", "nowhere", "--sweep", "spine"], "no sweep's results in nowhere: run one first, with 'itm sweep'"),
     (["report", "nowhere"], "no results at nowhere: run what makes them first, or give a folder, a file or a pattern"),

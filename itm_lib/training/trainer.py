@@ -345,12 +345,19 @@ class Trainer:
         return from_main(validation_metrics(scores, self.val))
 
     def _is_best(self, value: float) -> bool:
-        """Whether the model is the best so far, and what follows from it."""
-        if self.state.best is not None and value <= self.state.best:
-            self.state.since_best += 1
-            self.state.stopped = self.config.patience is not None and self.state.since_best >= self.config.patience
-            return False
-        self.state.best, self.state.best_epoch, self.state.since_best = value, self.state.epoch + 1, 0
+        """Whether the model is the best so far, and what follows from it.
+
+        Of perfect epochs the last one is the best: a val split of a few pictures cannot tell them apart.
+        """
+        state = self.state
+        if state.best is None or value > state.best:
+            state.since_best = 0
+        else:
+            state.since_best += 1
+            state.stopped = self.config.patience is not None and state.since_best >= self.config.patience
+            if value < state.best or value < perfect(self.config.select_by):
+                return False
+        state.best, state.best_epoch = value, state.epoch + 1
         return True
 
     def _write_best(self) -> None:
@@ -447,6 +454,11 @@ def check_metric(name: str, val: ImageCaptionDataset) -> None:
         raise InputError(f"select_by {name} needs data with an exact ground truth (truth/val.json): use rsum")
     if name not in known + exact:
         raise InputError(f"unknown metric select_by {name!r}; {nearest(name, known + exact)}")
+
+
+def perfect(metric: str) -> float:
+    """The largest value of a validation metric, in percent: rsum is a sum of six."""
+    return 600.0 if metric == "rsum" else 100.0
 
 
 def validation_metrics(scores: torch.Tensor, val: ImageCaptionDataset) -> dict[str, float]:

@@ -134,6 +134,14 @@ def test_patience_ends_a_run_that_no_longer_improves(splits, tmp_path):
     assert len(trainer.fit(resume=True).epochs) == 3
 
 
+def test_of_perfect_epochs_the_last_is_kept_and_patience_still_counts(splits, tmp_path, monkeypatch):
+    train, val = splits
+    for value, best in ((600.0, 3), (599.0, 1)):  # a val split of a few pictures cannot tell perfect epochs apart
+        monkeypatch.setattr("itm_lib.training.trainer.validation_metrics", lambda scores, val, value=value: {"rsum": value})
+        history = Trainer(make(VSE, train), train, val, quick(epochs=9, patience=2), tmp_path / str(best), progress=False).fit()
+        assert len(history.epochs) == 3 and history.best["epoch"] == best
+
+
 def test_evaluates_every_few_epochs_and_at_the_end(splits, tmp_path):
     train, val = splits
     history = Trainer(make(VSE, train), train, val, quick(epochs=3, eval_every=2), tmp_path, progress=False).fit()
