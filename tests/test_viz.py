@@ -75,6 +75,11 @@ def test_retrieved_pictures_with_the_regions_that_are_attended_to():
     assert [patch.get_xy() for patch in ax.patches if not patch.get_fill()] == [(20, 0)]
 
 
+def test_retrieved_pictures_of_a_query_that_was_written_for_none():
+    one, two = drawn(viz.retrieved_pictures(["a dog"], [[PICTURE] * 2], None, [[True, False]]))
+    assert (one.get_xlabel(), two.get_xlabel()) == (viz.TRUE[0], viz.WRONG[0])
+
+
 def test_retrieved_pictures_leaves_room_for_shorter_rows():
     figure = viz.retrieved_pictures(["a dog", "a cat"], [[PICTURE] * 2, [PICTURE]], [[True, False], [True]], [[True, False], [True]])
     assert [ax.axison for ax in drawn(figure)] == [True, True, True, False]
