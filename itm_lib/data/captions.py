@@ -253,7 +253,8 @@ def load_vocabulary(path: str | Path) -> Vocabulary | WordPieces:
 
 
 def pretrained_folder(name: str | Path, files: Sequence[str] = BERT_FILES, what: str = "bert") -> Path:
-    """The local folder of a pretrained encoder: ``name`` itself, or ``files`` of what the Hugging Face Hub has under that name.
+    """The local folder of a pretrained encoder: ``name`` itself, or ``files`` of what the Hugging Face Hub has under that name, with
+    "@" and a revision where it is to be another than the latest.
 
     Without a network, what was fetched before is found. ``what``: the setting that names it, for the error line.
     """
@@ -264,7 +265,8 @@ def pretrained_folder(name: str | Path, files: Sequence[str] = BERT_FILES, what:
 
     hint = "give a folder that holds one, or its name on the Hub"
     try:
-        return Path(snapshot_download(str(name), allow_patterns=list(files)))
+        repository, _, revision = str(name).partition("@")
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(files)))
     except ValueError:  # it cannot be a name on the Hub
         raise InputError(f"{what} {str(name)!r} is no folder here: {hint}") from None
     except OSError as error:

@@ -194,9 +194,17 @@ def test_a_name_that_the_hub_does_not_give_is_one_line(small, tmp_path, monkeypa
 
 
 def test_a_bert_is_fetched_from_the_hub_by_its_name(small, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tiny))
+    asked = []
+
+    def fetch(name, revision, **options):
+        asked.append((name, revision))
+        return str(tiny)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     run = run_recipe(recipe_of(small, "owner/name", {"epochs": 1}), tmp_path / "run", progress=False)
     assert run.model.config.bert == "owner/name" and run.model.vocabulary == WordPieces.from_pretrained(tiny)
+    assert set(asked) == {("owner/name", None)}
+    assert WordPieces.from_pretrained("owner/name@v2") == WordPieces.from_pretrained(tiny) and asked[-1] == ("owner/name", "v2")
 
 
 @pytest.mark.parametrize(("model", "line"), [
