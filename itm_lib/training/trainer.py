@@ -57,14 +57,20 @@ SAME = 1e-6             # scores that differ by less are the same
 
 class _Batches(Dataset):
     """The dataset as the loader sees it: a list of caption rows in, this process's Part of that batch in the model's layout out;
-    pictures as ``augment``, seed and epoch, changes them."""
+    pictures as ``augment``, seed and epoch, changes them.
+
+    An InputError is handed over, not raised: what a loader's process raises arrives with that process's traceback in its line.
+    """
 
     def __init__(self, dataset: ImageCaptionDataset, layout: str, augment: tuple[int, int]):
         self.dataset, self.layout, self.augment = dataset, layout, augment
         self.process, self.processes = rank(), world_size()  # asked here: a loader's process is none of them
 
-    def __getitem__(self, captions: list[int]) -> Part:
-        return part_of(self.dataset, captions, self.layout, self.augment, self.process, self.processes)
+    def __getitem__(self, captions: list[int]) -> Part | InputError:
+        try:
+            return part_of(self.dataset, captions, self.layout, self.augment, self.process, self.processes)
+        except InputError as error:
+            return error
 
 
 class Trainer:
@@ -235,6 +241,9 @@ class Trainer:
         for first in range(0, len(rows), size):
             with all_or_none():
                 parts = [next(loader) for _ in rows[first : first + size]]
+                for part in parts:
+                    if isinstance(part, InputError):
+                        raise part
             yield parts
 
     def _step(self, parts: list[Part]) -> None:

@@ -127,3 +127,13 @@ def test_the_embedded_dataset_gets_no_regions_for_a_model_of_pixels(monkeypatch)
     section = DataSection(name="openmoji_scenes", size="smoke")
     assert section.prepare(regions=False) == Path("built") and section.prepare() == Path("prepared")
     assert made == ["pictures", "regions"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_one_line_whoever_reads_it(workers, small, tmp_path):
+    data = shutil.copytree(small, tmp_path / "data")
+    broken = next((data / "images").glob("train*"))
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(InputError, match=f"{broken.name} .*it is damaged or cut short") as error:
+        run_recipe(recipe_of(data, write_backbone(tmp_path / "resnet", "resnet"), {"num_workers": workers}), tmp_path / "run", progress=False)
+    assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
