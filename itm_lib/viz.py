@@ -1452,31 +1452,6 @@ def graph_walk(points: Any, layers: Sequence[Sequence[tuple[int, int]]], walks: 
     return figure
 
 
-def index_tradeoff(rows: Mapping[str, Mapping[str, float]], title: str = "") -> Figure:
-    """Indexes against each other: recall and time of a query (left), bytes of a vector (right), a number and a colour each.
-
-    ``rows`` {index: {"ms": a query, "recall": percent, "bytes": of a vector}}.
-    """
-    figure = Figure(figsize=(10.8, 1.7 + 0.34 * len(rows)), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for number, row in enumerate(rows.values()):
-        colour = COLOURS[number % len(COLOURS)]
-        left.plot(row["ms"], row["recall"], "o", color=colour, markersize=14)
-        left.text(row["ms"], row["recall"], str(number + 1), color="white" if colour in (BLUE, RED) else BLACK, ha="center", va="center", fontsize=8, weight="bold")
-        right.barh(number, row["bytes"], 0.62, color=colour)
-        right.text(row["bytes"] * 1.08, number, f"{row['bytes']:.0f}", va="center", fontsize=9)
-    for ax in (left, right):
-        ax.set_xscale("log")
-        ax.grid(axis="x")
-    left.grid(axis="y")
-    left.margins(x=0.2, y=0.2)
-    left.set(xlabel="ms a query", ylabel="recall@10 against exact (%)", ylim=(None, 106), title=title)
-    right.set_yticks(range(len(rows)), [f"{number}  {name}" for number, name in enumerate(rows, 1)])
-    right.set(xlabel="bytes a vector", ylim=(len(rows) - 0.5, -0.5))
-    right.margins(x=0.2)
-    return figure
-
-
 def recall_against_time(panels: Mapping[str, Mapping[str, Mapping[float, tuple[float, float]]]], exact: Mapping[str, float], limit: float = 0.0,
                         xlabel: str = "ms a query") -> Figure:
     """What a setting of an approximate index trades, a panel each: {title: {index: {setting: (ms a query, recall in percent)}}}.

@@ -634,12 +634,6 @@ def test_graph_walk_has_a_panel_a_layer():
     assert [tuple(text.xyann) for text in bottom.texts] == [(2, 1)] and [tuple(text.xy) for text in bottom.texts] == [(1, 1)]
 
 
-def test_index_tradeoff_numbers_the_indexes():
-    left, right = drawn(viz.index_tradeoff({"flat": {"ms": 9.0, "recall": 100.0, "bytes": 1024}, "IVF-PQ": {"ms": 0.1, "recall": 60.0, "bytes": 40}}))
-    assert [line.get_xydata().tolist() for line in left.lines] == [[[9, 100]], [[0.1, 60]]]
-    assert [label.get_text() for label in right.get_yticklabels()] == ["1  flat", "2  IVF-PQ"] and texts(right) == ["1024", "40"]
-
-
 def test_recall_against_time_names_the_settings():
     (ax,) = drawn(viz.recall_against_time({"20 000": {"HNSW": {16: (0.1, 70.0), 64: (0.3, 95.0)}}}, {"20 000": 2.0}, limit=50))
     assert ax.lines[0].get_xydata().tolist() == [[0.1, 70], [0.3, 95]] and texts(ax) == ["16", "64"]
