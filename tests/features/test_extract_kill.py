@@ -117,12 +117,14 @@ def test_killed_again_and_again_it_goes_on_each_time(world, tmp_path):
 
 
 SCRIPT = """
+import signal
 import sys
 from made_for_extraction import Toy
 from itm_lib.features.extract import extract
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with Ctrl-C ignored
 try:
-    print(extract(sys.argv[1], Toy(seconds=0.2), sys.argv[2], batch_size=3, workers=2).summary())
+    print(extract(sys.argv[1], Toy(seconds=0.4), sys.argv[2], batch_size=3, workers=2).summary())
 except KeyboardInterrupt:
     sys.exit(130)
 """
