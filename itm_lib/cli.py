@@ -119,10 +119,10 @@ def data_check(
 
 @data_app.command("prepare")
 def data_prepare(
-    name: Annotated[str, typer.Argument(help="flickr30k or coco")],
-    source: Annotated[Path | None, typer.Option(help="the features: SCAN's archive, a .tsv file, or a folder of one array a picture")] = None,
-    captions: Annotated[Path | None, typer.Option(help="Karpathy's dataset_flickr30k.json or dataset_coco.json; SCAN's archive has its own")] = None,
-    images: Annotated[Path | None, typer.Option(help="folder of the pictures, for models that read pixels")] = None,
+    name: Annotated[str, typer.Argument(help="flickr8k, flickr30k or coco")],
+    source: Annotated[Path | None, typer.Option(help="the features: SCAN's archive, a .tsv file, a folder of one array a picture; of flickr8k a region file of 'itm extract'")] = None,
+    captions: Annotated[Path | None, typer.Option(help="Karpathy's dataset_NAME.json (SCAN's archive has its own captions); of flickr8k also its text archive or Kaggle's captions.txt")] = None,
+    images: Annotated[Path | None, typer.Option(help="folder of the pictures, for models that read pixels and for looking")] = None,
     out: Annotated[Path | None, typer.Option(help="the dataset folder to make; default: NAME in data/")] = None,
     link: Annotated[bool, typer.Option("--link", help="use SCAN's arrays where they are, in float32, and copy nothing")] = False,
     val_images: Annotated[int, typer.Option(min=0, help="so many pictures of val, the first ones, as the papers; 0: all")] = 1000,
@@ -135,7 +135,7 @@ def data_prepare(
     from itm_lib.data import importers
     from itm_lib.runner import shown
 
-    if source is None and images is None:
+    if source is None and images is None and captions is None:
         print(importers.instructions(name))
         return
     print(shown(importers.prepare(name, source, out, captions, images, restval, link, val_images=val_images or None,
@@ -193,6 +193,20 @@ def extract(
     print(done.summary())
     if captions:
         print(shown(own.make_dataset(captions, out, store, images, partial=partial)))
+
+
+@app.command()
+def backbone(
+    name: Annotated[str, typer.Argument(help="mobilenet-v2")],
+    out: Annotated[Path, typer.Option(help="the folder to make: --backbone of 'itm extract' takes it")],
+) -> None:
+    """Make a folder of an image backbone whose weights come with a pip package: nothing is fetched."""
+    from itm_lib.features.mobilenet import make_mobilenet_folder
+    from itm_lib.runner import shown
+
+    if name != "mobilenet-v2":
+        raise InputError(f"no backbone {name!r} comes with pip; {nearest(name, ['mobilenet-v2'])}. 'itm extract --backbone' takes any folder, or name on the Hub, itself")
+    print(shown(make_mobilenet_folder(out)))
 
 
 SeedsOption = Annotated[list[int] | None, typer.Option(min=0, help="train once a seed, each into OUT/seed<k>: --seeds 0 1 2")]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -54,6 +55,26 @@ def positive_mask(image_ids: Tensor, caption_image_ids: Tensor, same_image_negat
     return mask
 
 
+@dataclass
+class HardestScores:
+    """The scores that a loss over hardest negatives depends on, for P pairs of an image and a caption, each (P,).
+
+    ``matched``: of the pairs themselves; ``caption``: of each pair's image with its hardest negative caption; ``image``: of each pair's
+    caption with its hardest negative image. -inf where there is no negative.
+    """
+
+    matched: Tensor
+    caption: Tensor
+    image: Tensor
+
+    @classmethod
+    def of_matrix(cls, scores: Tensor, pairs: tuple[Tensor, Tensor], positives: Tensor) -> HardestScores:
+        """Those in a matrix of all scores (I, C); arguments as in :func:`hinge_loss`."""
+        rows, columns = pairs
+        negatives = scores.masked_fill(positives, -torch.inf)
+        return cls(scores[rows, columns], negatives.amax(1)[rows], negatives.amax(0)[columns])
+
+
 def hinge_loss(scores: Tensor, pairs: tuple[Tensor, Tensor], positives: Tensor, margin: float = 0.2,
                negatives: Negatives = "hardest", reduction: Reduction = "mean") -> dict[str, Tensor]:
     """Hinge loss of ``scores`` (I, C): ``{"loss", "i2t", "t2i"}``, scalars, loss = i2t + t2i.
@@ -61,19 +82,23 @@ def hinge_loss(scores: Tensor, pairs: tuple[Tensor, Tensor], positives: Tensor, 
     ``pairs``: rows and columns (P,) of the listed matches; ``positives`` (I, C) bool: entries that are never negatives.
     A pair without a negative adds 0.
     """
+    if negatives == "hardest":
+        return hardest_hinge(HardestScores.of_matrix(scores, pairs, positives), margin, reduction)
     rows, columns = pairs
     matched = scores[rows, columns]
     terms = {}
     for name, lines, mask in (("i2t", scores, positives), ("t2i", scores.T, positives.T)):
         line = rows if name == "i2t" else columns
-        if negatives == "hardest":
-            hardest = lines.masked_fill(mask, -torch.inf).amax(1)
-            costs = (margin + hardest[line] - matched).clamp(min=0)
-            count = len(line)
-        else:
-            costs = (margin + lines[line] - matched[:, None]).clamp(min=0).masked_fill(mask[line], 0)
-            count = (~mask[line]).sum().clamp(min=1)
-        terms[name] = costs.sum() / count if reduction == "mean" else costs.sum()
+        costs = (margin + lines[line] - matched[:, None]).clamp(min=0).masked_fill(mask[line], 0)
+        terms[name] = costs.sum() / (~mask[line]).sum().clamp(min=1) if reduction == "mean" else costs.sum()
+    return {"loss": terms["i2t"] + terms["t2i"], **terms}
+
+
+def hardest_hinge(hardest: HardestScores, margin: float = 0.2, reduction: Reduction = "mean") -> dict[str, Tensor]:
+    """:func:`hinge_loss` over hardest negatives, of the scores that it depends on."""
+    pool = torch.mean if reduction == "mean" else torch.sum
+    terms = {name: pool((margin + negative - hardest.matched).clamp(min=0))
+             for name, negative in (("i2t", hardest.caption), ("t2i", hardest.image))}
     return {"loss": terms["i2t"] + terms["t2i"], **terms}
 
 
@@ -114,14 +139,21 @@ def bce_loss(scores: Tensor, pairs: tuple[Tensor, Tensor], positives: Tensor, ne
     positive term twice and its hardest negative in the row and in the column; loss = positive + i2t + t2i. With all
     negatives ``{"loss", "positive", "negative"}``, both means whatever the reduction.
     """
+    if negatives == "hardest":
+        return hardest_bce(HardestScores.of_matrix(scores, pairs, positives), reduction, eps)
     rows, columns = pairs
     scores = scores.clamp(eps, 1 - eps)
     matched, foreign = -scores[rows, columns].log(), -torch.log1p(-scores).masked_fill(positives, 0)
-    if negatives == "all":
-        terms = {"positive": matched.mean(), "negative": foreign.mean()}
-    else:
-        pool = torch.mean if reduction == "mean" else torch.sum
-        terms = {"positive": 2 * pool(matched), "i2t": pool(foreign.amax(1)[rows]), "t2i": pool(foreign.amax(0)[columns])}
+    terms = {"positive": matched.mean(), "negative": foreign.mean()}
+    return {"loss": sum(terms.values()), **terms}
+
+
+def hardest_bce(hardest: HardestScores, reduction: Reduction = "mean", eps: float = 1e-6) -> dict[str, Tensor]:
+    """:func:`bce_loss` over hardest negatives, of the scores that it depends on."""
+    pool = torch.mean if reduction == "mean" else torch.sum
+    terms = {"positive": 2 * pool(-hardest.matched.clamp(eps, 1 - eps).log())}
+    for name, negative in (("i2t", hardest.caption), ("t2i", hardest.image)):
+        terms[name] = pool(-torch.log1p(-negative.clamp(eps, 1 - eps)).masked_fill(negative == -torch.inf, 0))
     return {"loss": sum(terms.values()), **terms}
 
 

@@ -15,8 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +23,20 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from itm_lib.data.dataset_files import SPLITS, CaptionedPicture, has_words, making, replace_link, write_small_files
-from itm_lib.data.feature_files import Features, Passes, RepeatedRows, open_features, picture_key
+from itm_lib.data import flickr8k
+from itm_lib.data.dataset_files import SPLITS, has_words, making, replace_link, write_small_files
+from itm_lib.data.feature_files import Features, Passes, RepeatedRows, open_features
+from itm_lib.data.karpathy import Options, Picture, read_karpathy
 from itm_lib.data.pictures import SUFFIXES
-from itm_lib.data.published import CAPTIONS_PER_IMAGE, DATASETS, VAL_IMAGES, DatasetInfo, dataset_info, instructions
+from itm_lib.data.published import CAPTIONS_PER_IMAGE, DATASETS, DatasetInfo, dataset_info, instructions
 from itm_lib.data.regions import FileRows, RegionStore, RegionWriter
-from itm_lib.files import InputError, data_dir, read_json, read_text, write_json
+from itm_lib.files import InputError, data_dir, read_text, write_json
 
 __all__ = ["DATASETS", "DatasetInfo", "import_karpathy", "import_scan_archive", "instructions", "prepare"]
 
 ARCHIVE_SPLITS = {"train": ("train",), "val": ("dev",), "test": ("testall", "test")}  # the first that is there
 REPEATS = 5       # in SCAN's arrays of dev and test each picture stands so many times in a row
-MIN_COUNT = 4     # words of the training captions that are rarer are unknown, as in all four papers
 KIND = "published"
-
-
-@dataclass(frozen=True)
-class Picture(CaptionedPicture):
-    """One picture of a split: ``key``, its name among the features; ``file``, of the picture."""
-
-    key: Any
-    file: str = ""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a dataset folder is made. ``val_images``: only the first so many pictures of val, None for all; ``min_count``: how often
-    a word stands in the training captions to be known; ``skip_empty``: leave out captions without a word, where otherwise they are
-    an error; ``partial``: take it that pictures of the splits, or features, are missing."""
-
-    val_images: int | None = VAL_IMAGES
-    min_count: int = MIN_COUNT
-    skip_empty: bool = False
-    partial: bool = False
-    progress: bool = True
-
-    def __post_init__(self):
-        if self.val_images is not None and self.val_images < 1:
-            raise InputError(f"val_images is {self.val_images}: give at least 1, or None for all")
 
 
 def prepare(name: str, source: str | Path | None = None, out: str | Path | None = None, captions: str | Path | None = None,
@@ -72,8 +47,13 @@ def prepare(name: str, source: str | Path | None = None, out: str | Path | None 
     the features if not given; ``images``: a folder of the pictures, for models that read pixels. The rest as in
     :func:`import_scan_archive`, :func:`import_karpathy` and :class:`Options`. Counts are checked against those of the papers;
     ``partial=True`` allows others.
+
+    Flickr8k is another kind: ``source`` is the region file that ``itm extract`` made of the photographs, ``captions`` a folder or file
+    of any of its three forms; see :mod:`itm_lib.data.flickr8k`.
     """
     info = dataset_info(name)
+    if name == flickr8k.NAME:
+        return _prepare_flickr8k(source, Path(out) if out is not None else data_dir() / name, captions, images, link, options)
     if source is None and images is None:
         raise InputError(f"nothing to prepare {name} from: give --source, or --captions and --images; 'itm data prepare {name}' says what to get")
     out = Path(out) if out is not None else data_dir() / name
@@ -86,6 +66,17 @@ def prepare(name: str, source: str | Path | None = None, out: str | Path | None 
         raise InputError("--link takes SCAN's archive as it is; other features have to be written anew: leave it out")
     json_path = Path(captions) if captions is not None else _beside(source or images, f"dataset_{name}.json")
     return import_karpathy(json_path, source, out, name, images=images, restval=restval, **options)
+
+
+def _prepare_flickr8k(source: str | Path | None, out: Path, captions: str | Path | None, images: str | Path | None, link: bool,
+                      options: dict[str, Any]) -> Path:
+    if link:
+        raise InputError("--link takes SCAN's archive as it is; flickr8k links its region file anyway: leave it out")
+    if captions is None:
+        raise InputError(f"no captions to prepare {flickr8k.NAME} from: give --captions, the folder or file that holds them; 'itm data prepare "
+                         f"{flickr8k.NAME}' says what to get")
+    chosen = Options(**options)
+    return flickr8k.prepare_flickr8k(captions, out, source, images, chosen.min_count, chosen.skip_empty, chosen.partial, chosen.progress)
 
 
 def _archive(source: Path, info: DatasetInfo) -> Path | None:
@@ -260,47 +251,6 @@ def import_karpathy(json_path: str | Path, features: str | Path | None, out: str
         return made.finish(restval=restval is not False, captions_per_image=captions_per_image)
 
 
-def read_karpathy(path: Path, restval: bool = True, captions_per_image: int | None = CAPTIONS_PER_IMAGE,
-                  options: Options = Options()) -> dict[str, list[Picture]]:
-    """The pictures of each split in Karpathy's JSON, in its order. ``restval``: those are for training; else they are left out."""
-    content = read_json(path)
-    rows = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not rows:
-        raise InputError(f'{path} is not one of Karpathy\'s files: {{"images": [...], "dataset": ...}} is expected')
-    split_of = {"train": "train", "val": "val", "test": "test", "restval": "train" if restval else None}
-    pictures: dict[str, list[Picture]] = {split: [] for split in SPLITS}
-    images_seen, captions_seen = set(), set()
-    for number, row in enumerate(rows):
-        where = f"{path} image number {number}"
-        lacking = [key for key in ("split", "filename", "sentences") if not row.get(key)]
-        if lacking:
-            raise InputError(f"{where} lacks {', '.join(lacking)}: mend it, or get the file again")
-        if row["split"] not in split_of:
-            raise InputError(f"{where} ({row['filename']}) has the split {row['split']!r}: {', '.join(split_of)} are known")
-        image_id = str(row["cocoid"]) if "cocoid" in row else Path(row["filename"]).stem
-        where = f"{where} (image {image_id})"
-        if image_id in images_seen:
-            raise InputError(f"{where} is there twice: remove one of them")
-        images_seen.add(image_id)
-        if split_of[row["split"]] is not None:
-            captions = tuple(islice(_sentences(row, where, captions_seen, options), captions_per_image))
-            file = "/".join(filter(None, [row.get("filepath"), row["filename"]]))
-            pictures[split_of[row["split"]]].append(Picture(image_id, captions, picture_key(image_id), file))
-    return pictures
-
-
-def _sentences(row: dict[str, Any], where: str, seen: set[str], options: Options) -> Iterator[tuple[str, str]]:
-    for sentence in row["sentences"]:
-        if "sentid" not in sentence or "raw" not in sentence:
-            raise InputError(f"{where}: a sentence lacks sentid or raw: mend it, or get the file again")
-        caption_id, text = str(sentence["sentid"]), " ".join(str(sentence["raw"]).split())
-        if caption_id in seen:
-            raise InputError(f"{where}: sentid {caption_id} is there twice: mend it, or get the file again")
-        seen.add(caption_id)
-        if has_words(text, f"{where}, sentid {caption_id}", options.skip_empty):
-            yield caption_id, text
-
-
 def _with_features(pictures: dict[str, list[Picture]], features: Features, where: Path, options: Options) -> dict[str, list[Picture]]:
     """The pictures that there are features of: all of them, or else ``partial`` was asked for."""
     wanted = sum(len(found) for found in pictures.values())
@@ -389,7 +339,9 @@ class _Folder:
     def finish(self, **settings: Any) -> Path:
         """The small files; meta.json says that all is there."""
         options = {name: value for name, value in vars(self.options).items() if name != "progress"}
-        about = {"made_from": self.made_from, "sources": self.sources, "options": {**options, **settings}, "regions": self.regions}
+        protocols = list(DATASETS[self.name].protocols) if self.name in DATASETS else []
+        about = {"made_from": self.made_from, "sources": self.sources, "protocols": protocols, "options": {**options, **settings},
+                 "regions": self.regions}
         return write_small_files(self.out, self.pictures, self.options.min_count, about, {"val": {"of_images": self.all_val}})
 
 

@@ -49,12 +49,12 @@ def make_dataset(captions: str | Path | Sequence[OwnCaption], out: str | Path, s
     """
     out, chosen = Path(out), _Choices(val, test, seed, skip_empty, partial)
     with making(out, name or out.resolve().name, KIND):
-        pictures = _Pictures.open(_store_of(out, store), images)
+        pictures = _Pictures.open(store_in(out, store), images)
         plan = _plan(captions, pictures, chosen)
         if pictures.store is not None:
-            _link_store(out, pictures.store.path)
+            link_store(out, pictures.store.path)
         if images is not None:
-            _link_images(out, Path(images))
+            link_images(out, Path(images))
         about = {"made_from": plan.made_from, "captions_sha256": plan.digest, "splits_given": plan.splits_given,
                  "options": {"min_count": min_count, **chosen.told(plan.splits_given)}, "left_out": plan.matched.left_out,
                  "repeated_captions": plan.matched.repeated, "regions": about_images(pictures.store) if pictures.store else {}}
@@ -336,7 +336,7 @@ def _parts(captions: Mapping[str, Sequence[tuple[str, OwnCaption]]], split_of: M
 # --- the folder -----------------------------------------------------------------------------------------------------------
 
 
-def _store_of(out: Path, store: str | Path | None) -> Path | None:
+def store_in(out: Path, store: str | Path | None) -> Path | None:
     """The regions: those given, or else those that lie in ``out`` already."""
     if store is not None:
         return Path(store)
@@ -344,7 +344,7 @@ def _store_of(out: Path, store: str | Path | None) -> Path | None:
     return there if there.is_file() or there.is_symlink() else None
 
 
-def _link_store(out: Path, store: Path) -> None:
+def link_store(out: Path, store: Path) -> None:
     """regions/all.h5 or .npy, a link to ``store`` unless it is that file."""
     regions = out / "regions"
     for split in SPLITS:
@@ -362,7 +362,7 @@ def _link_store(out: Path, store: Path) -> None:
         replace_link(link, path)
 
 
-def _link_images(out: Path, images: Path) -> None:
+def link_images(out: Path, images: Path) -> None:
     """images/, a link to the pictures' folder unless it is that folder."""
     link = out / "images"
     if link.is_dir() and link.resolve() == images.resolve():

@@ -144,6 +144,7 @@ class MatchingModel(nn.Module, FolderModel):
     name: ClassVar[str]                      # the registry's name: "vse", "scan", ...
     config_class: ClassVar[type[ModelConfig]]
     shares_scores: ClassVar[bool] = False    # whether scores cost so much that several processes share them
+    scores_pairs: ClassVar[bool] = False     # whether similarity_of_pairs is there, for models whose scores cost much
     batch_layout: ClassVar[str] = "caption"  # how the trainer draws batches: see itm_lib.data.dataset.BatchSampler
     config: ModelConfig
 
@@ -167,6 +168,10 @@ class MatchingModel(nn.Module, FolderModel):
 
     def similarity(self, images: Encoding, captions: Encoding) -> Tensor:
         """Scores (I, C) in the parameters' dtype, at least float32; higher is better."""
+        raise NotImplementedError
+
+    def similarity_of_pairs(self, images: Encoding, captions: Encoding, rows: Tensor, columns: Tensor) -> Tensor:
+        """Scores (P,) of the pairs (image ``rows[p]``, caption ``columns[p]``) alone: entries of :meth:`similarity` up to rounding."""
         raise NotImplementedError
 
     def loss(self, images: Encoding, captions: Encoding, image_ids: Tensor, caption_image_ids: Tensor) -> dict[str, Tensor]:

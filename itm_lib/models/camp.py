@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from itm_lib.files import InputError
-from itm_lib.losses import bce_loss, collapsed_bce, matched_pairs, positive_mask
+from itm_lib.losses import bce_loss, collapsed_bce, hardest_bce, matched_pairs, positive_mask
 from itm_lib.models.base import Encoding
 from itm_lib.models.hinge import FragmentConfig, FragmentModel
 from itm_lib.models.layers import l2norm, score_dtype, softmax
@@ -132,7 +132,8 @@ class Side:
 
     ``fragments`` (n,F,d), 0 on padding, ``mask`` (n,F); ``query`` (over √d) and ``key`` (n,F,d) of the first attention; ``mixing`` (n,F,F):
     logits between the messages made of single fragments; ``gram`` (n,F,F); ``own`` (n,F,d): F's share of a receiving fragment;
-    ``passed`` (n,F,d): F's share of a message. None where the config needs none.
+    ``passed`` (n,F,d): F's share of a message. None where the config needs none. ``paired``: its n samples are not combined with all
+    of the other side, but each with one: S = n and N = 1.
     """
 
     fragments: Tensor
@@ -143,13 +144,20 @@ class Side:
     gram: Tensor | None = None
     own: Tensor | None = None
     passed: Tensor | None = None
+    paired: bool = False
+
+    def over_pairs(self, values: Tensor) -> Tensor:
+        """What belongs to the receivers, (n,F,...), beside tensors (S,N,F,...): (1,N,F,...), or (S,1,F,...) of pairs."""
+        return values.unsqueeze(1 if self.paired else 0)
 
 
 # --- The equations, for N receivers and S senders ------------------------------------------------------------------------
 
 
-def affinities(receivers: Tensor, senders: Tensor) -> Tensor:
-    """Dot products (S,N,F,G) of fragments (N,F,d) and (S,G,d)."""
+def affinities(receivers: Tensor, senders: Tensor, paired: bool = False) -> Tensor:
+    """Dot products (S,N,F,G) of fragments (N,F,d) and (S,G,d); where they are ``paired``, (S,1,F,G) of each with its own."""
+    if paired:
+        return (receivers @ senders.mT)[:, None]
     every = receivers.flatten(0, 1) @ senders.flatten(0, 1).T
     return every.view(*receivers.shape[:2], *senders.shape[:2]).permute(2, 0, 1, 3)
 
@@ -162,10 +170,10 @@ def attend(logits: Tensor, sender_mask: Tensor) -> Tensor:
 def mix(attention: Tensor, mixing: Tensor, receiver_mask: Tensor) -> Tensor:
     """Second attention: coefficients (S,N,F,G) of the messages after self-attention over the receiver's true fragments.
 
-    softmax(A M Aᵀ) A with M = (Q's)(K's)ᵀ/√d, ``mixing`` (S,G,G).
+    softmax(A M Aᵀ) A with M = (Q's)(K's)ᵀ/√d, ``mixing`` (S,G,G). ``receiver_mask`` (1,N,F), or (S,1,F) of pairs.
     """
     logits = by_sender(attention, mixing) @ attention.mT
-    return softmax(logits.masked_fill(~receiver_mask[:, None, :], -torch.inf)) @ attention
+    return softmax(logits.masked_fill(~receiver_mask[:, :, None, :], -torch.inf)) @ attention
 
 
 def by_sender(coefficients: Tensor, values: Tensor) -> Tensor:
@@ -185,7 +193,7 @@ def scalar_gates(coefficients: Tensor, products: Tensor) -> Tensor:
 
 
 def summarise(fused: Tensor, mask: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Summary attention: fused (·,N,F,d) with mask (N,F) -> (·,N,d), and the weights (·,N,F), the mean over the heads."""
+    """Summary attention: fused (·,N,F,d) with mask (1,N,F), or (·,1,F) -> (·,N,d), and the weights (·,N,F), the mean over the heads."""
     weights = layer(fused).masked_fill(~mask[..., None], -torch.inf).softmax(-2).mean(-1)
     return (weights[..., None, :] @ fused).squeeze(-2), weights
 
@@ -237,6 +245,7 @@ class CAMP(FragmentModel):
     config_class = CampConfig
     batch_layout = "image"
     shares_scores = True
+    scores_pairs = True
     other_words = 0.1  # of words that word2vec lacks, as released
     config: CampConfig
     block_bytes: int | None = None
@@ -284,6 +293,16 @@ class CAMP(FragmentModel):
                 columns.append(torch.cat(scores))
         return torch.cat(columns, dim=1)[:, order.argsort()]
 
+    def similarity_of_pairs(self, images: Encoding, captions: Encoding, rows: Tensor, columns: Tensor) -> Tensor:
+        """Scores (P,) of P pairs; all in one block."""
+        dtype = score_dtype(self)
+        images, captions = (Encoding(side.fragments[picked].to(dtype), side.mask[picked])
+                            for side, picked in ((images, rows), (captions, columns)))
+        with torch.autocast(images.fragments.device.type, enabled=False):
+            regions, words = self._side(images, "regions"), self._side(self._with_pad_position(captions), "words")
+            regions.paired = words.paired = True
+            return self._score(regions, words).squeeze(1)
+
     def _with_pad_position(self, captions: Encoding) -> Encoding:
         """With ``mean_over="pad_to"``, one padded position is kept: it stands for all of them, whose messages are equal."""
         if not self._keeps_pad_position:
@@ -327,22 +346,25 @@ class CAMP(FragmentModel):
         return config.messages != "none" and config.gate != "elementwise" and config.fusion in ("concat", "sum")
 
     def _score(self, images: Side, captions: Side) -> Tensor:
-        """Scores (I, C) of one block."""
+        """Scores (I, C) of one block, or (P, 1) of pairs."""
+        paired, first = images.paired, 0 if images.paired else 1  # what the images receive comes as (C,I,d), or as (P,1,d)
         if self.config.messages == "none":
-            x, y = (self._pool(side.fragments[None], side.mask, kind)[0]
+            x, y = (l2norm(self._pool(side.fragments[None], side.mask[None], kind)[0][0])
                     for side, kind in ((images, "regions"), (captions, "words")))
-            x, y = l2norm(x).transpose(0, 1), l2norm(y)                               # (I,1,d) and (1,C,d)
-            if self.config.score == "cosine":
+            x, y = x[:, None], y[:, None] if paired else y[None]                       # (I,1,d) and (1,C,d), or both (P,1,d)
+            if self.config.score == "cosine" and not paired:
                 return x.squeeze(1) @ y.squeeze(0).T
         else:
-            products = affinities(images.fragments, captions.fragments) if self.config.gate == "scalar" else None
-            x = l2norm(self._receive(images, captions, products, "regions").transpose(0, 1))
-            y = l2norm(self._receive(captions, images, None if products is None else products.permute(1, 0, 3, 2), "words"))
-            if self.config.score == "cosine":
-                return (x * y).sum(-1)
-        first, last = self.head[0], self.head[2]
-        wx, wy = first.weight.split(self.config.embed_dim, 1) if first.in_features > self.config.embed_dim else [first.weight] * 2
-        hidden = torch.relu(x @ wx.T + y @ wy.T + first.bias)
+            products = affinities(images.fragments, captions.fragments, paired) if self.config.gate == "scalar" else None
+            x = l2norm(self._receive(images, captions, products, "regions").transpose(0, first))
+            if products is not None:
+                products = products.mT if paired else products.permute(1, 0, 3, 2)
+            y = l2norm(self._receive(captions, images, products, "words"))
+        if self.config.score == "cosine":
+            return (x * y).sum(-1)
+        layer, last = self.head[0], self.head[2]
+        wx, wy = layer.weight.split(self.config.embed_dim, 1) if layer.in_features > self.config.embed_dim else [layer.weight] * 2
+        hidden = torch.relu(x @ wx.T + y @ wy.T + layer.bias)
         logits = hidden @ last.weight[0] + last.bias
         return (logits if logits.device.type == "mps" else logits.double()).sigmoid()
 
@@ -350,30 +372,33 @@ class CAMP(FragmentModel):
         """One side's vector for each pair (S,N,d): message, gate, fusion, pooling. ``products``: of all fragments (S,N,F,G)."""
         coefficients = self._coefficients(receiver, sender)[1]
         if self.config.fusion == "none" and self.config.aggregation == "mean":  # the mean of mixtures is one mixture
-            return by_sender(self._mean_weights(receiver.mask, kind) @ coefficients, sender.fragments).squeeze(2)
-        return self._pool(self._fuse(receiver, sender, coefficients, products, kind), receiver.mask, kind)[0]
+            weights = self._mean_weights(receiver.over_pairs(receiver.mask), kind)
+            return by_sender(weights @ coefficients, sender.fragments).squeeze(2)
+        return self._pool(self._fuse(receiver, sender, coefficients, products, kind), receiver.over_pairs(receiver.mask), kind)[0]
 
     def _coefficients(self, receiver: Side, sender: Side) -> tuple[Tensor, Tensor]:
         """What each fragment takes of the sender's (S,N,F,G): of the first attention, and of the message in the end."""
         if self.config.messages == "average":
             share = sender.mask.to(sender.fragments.dtype) / sender.mask.sum(1, keepdim=True)
-            first = share[:, None, None, :].expand(-1, *receiver.mask.shape, -1)
+            samples, fragments = receiver.mask.shape
+            first = share[:, None, None, :].expand(-1, 1 if receiver.paired else samples, fragments, -1)
         else:
-            first = attend(affinities(receiver.query, sender.key), sender.mask)
+            first = attend(affinities(receiver.query, sender.key, receiver.paired), sender.mask)
         second = first
         if self.config.messages == "attention" and self.config.second_attention:
-            second = mix(first, sender.mixing, receiver.mask)
+            second = mix(first, sender.mixing, receiver.over_pairs(receiver.mask))
         return first, unit_messages(second, sender.gram) if self.config.message_norm else second
 
     def _fuse(self, receiver: Side, sender: Side, coefficients: Tensor, products: Tensor | None, kind: str) -> Tensor:
         """Fused fragments (S,N,F,d) of every pair."""
-        config, x = self.config, receiver.fragments
+        config, x = self.config, receiver.over_pairs(receiver.fragments)
         if config.fusion == "none":
             return by_sender(coefficients, sender.fragments)
         gates = None if products is None else scalar_gates(coefficients, products)[..., None]
         if self._linear_fusion:
             taken = by_sender(coefficients if gates is None else gates * coefficients, sender.passed)
-            mapped = taken + receiver.own if gates is None else torch.addcmul(taken, gates, receiver.own)
+            own = receiver.over_pairs(receiver.own)
+            mapped = taken + own if gates is None else torch.addcmul(taken, gates, own)
         else:
             messages = by_sender(coefficients, sender.fragments)
             gates = (x * messages).sigmoid() if config.gate == "elementwise" else gates
@@ -387,18 +412,18 @@ class CAMP(FragmentModel):
         return fused + x if fused.requires_grad else fused.add_(x)  # the gradient of ReLU needs its result
 
     def _pool(self, fused: Tensor, mask: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        """Fused fragments (·,N,F,d) to one vector (·,N,d), and the weights (·,N,F)."""
+        """Fused fragments (·,N,F,d) with mask (1,N,F), or (·,1,F), to one vector (·,N,d), and the weights (·,N,F)."""
         if self.config.aggregation == "attention":
             return summarise(fused, mask, self.summary[kind])
         weights = self._mean_weights(mask, kind)
         return (weights @ fused).squeeze(-2), weights.squeeze(-2).expand(fused.shape[:-1])
 
     def _mean_weights(self, mask: Tensor, kind: str) -> Tensor:
-        """Weights (N,1,F) of a mean over the true fragments; a kept padded word weighs as much as all of them up to ``pad_to``."""
+        """Weights (·,N,1,F) of a mean over the true fragments; a kept padded word weighs as much as all of them up to ``pad_to``."""
         weights = mask.to(score_dtype(self))
         if kind == "words" and self._keeps_pad_position:
-            weights[:, -1] = self.config.pad_to - mask.sum(1)
-        return (weights / weights.sum(1, keepdim=True))[:, None, :]
+            weights[..., -1] = self.config.pad_to - mask.sum(-1)
+        return (weights / weights.sum(-1, keepdim=True))[..., None, :]
 
     # --- loss, and what there is to look at ---
 
@@ -406,8 +431,10 @@ class CAMP(FragmentModel):
         if self.config.objective == "ranking":
             return super().loss(images, captions, image_ids, caption_image_ids)
         positives = positive_mask(image_ids, caption_image_ids, self.config.same_image_negatives)
-        pairs = matched_pairs(image_ids, caption_image_ids)
-        return bce_loss(self.batch_scores(images, captions), pairs, positives, *self._bce_settings)
+        pairs, (negatives, reduction) = matched_pairs(image_ids, caption_image_ids), self._bce_settings
+        if negatives == "hardest":
+            return hardest_bce(self.hardest_scores(images, captions, pairs, positives), reduction)
+        return bce_loss(self.batch_scores(images, captions), pairs, positives, negatives, reduction)
 
     @property
     def _bce_settings(self) -> tuple[str, str]:
@@ -448,7 +475,8 @@ class CAMP(FragmentModel):
             seen["gates"] = scalar_gates(coefficients, products)
         elif self.config.fusion != "none" and self.config.gate == "elementwise":
             seen["gates"] = (receiver.fragments * by_sender(coefficients, sender.fragments)).sigmoid().mean(-1)
-        seen["weights"] = self._pool(self._fuse(receiver, sender, coefficients, products, kind), receiver.mask, kind)[1]
+        fused = self._fuse(receiver, sender, coefficients, products, kind)
+        seen["weights"] = self._pool(fused, receiver.over_pairs(receiver.mask), kind)[1]
         return seen
 
     def pair_bytes(self, images: Encoding, captions: Encoding) -> int:

@@ -11,10 +11,22 @@ from torch import Tensor, nn
 
 from itm_lib.data.captions import Vocabulary, WordPieces
 from itm_lib.data.word_vectors import read_word_vectors
-from itm_lib.losses import Negatives, Reduction, collapsed_hinge, hinge_loss, matched_pairs, positive_mask
+from itm_lib.losses import (
+    HardestScores,
+    Negatives,
+    Reduction,
+    collapsed_hinge,
+    hardest_hinge,
+    hinge_loss,
+    matched_pairs,
+    positive_mask,
+)
 from itm_lib.models.base import Encoding, MatchingModel, ModelConfig
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
 from itm_lib.models.layers import full_mask, l2norm, score_dtype
+
+
+SPARSE = 4  # pairs with a gradient are scored again where all pairs are more than so many times as many
 
 
 class HingeConfig(ModelConfig):
@@ -79,9 +91,32 @@ class HingeModel(MatchingModel):
         return {name: getattr(self.config, name) for name in ("margin", "negatives", "reduction")}
 
     def loss(self, images: Encoding, captions: Encoding, image_ids: Tensor, caption_image_ids: Tensor) -> dict[str, Tensor]:
-        scores = self.batch_scores(images, captions)
         positives = positive_mask(image_ids, caption_image_ids, self.config.same_image_negatives)
-        return hinge_loss(scores, matched_pairs(image_ids, caption_image_ids), positives, **self.hinge_settings)
+        pairs, settings = matched_pairs(image_ids, caption_image_ids), self.hinge_settings
+        if settings.pop("negatives") == "hardest":
+            return hardest_hinge(self.hardest_scores(images, captions, pairs, positives), **settings)
+        return hinge_loss(self.batch_scores(images, captions), pairs, positives, negatives="all", **settings)
+
+    def hardest_scores(self, images: Encoding, captions: Encoding, pairs: tuple[Tensor, Tensor], positives: Tensor) -> HardestScores:
+        """What a loss over hardest negatives depends on, of a batch: ``pairs`` (P,) and ``positives`` (I, C) as in ``hinge_loss``.
+
+        All I·C scores are needed to find the hardest negatives, but only P + I + C of them have a gradient. So where scores cost much they
+        are computed without one, and these few again with it: the same loss and gradient, for a third of the time and a fraction of the
+        memory. Among equal scores the first is taken, where a maximum over the matrix would share the gradient out.
+        """
+        rows, columns = pairs
+        count = len(rows) + len(images) + len(captions)
+        if not (self.scores_pairs and torch.is_grad_enabled() and SPARSE * count < len(images) * len(captions)):
+            return HardestScores.of_matrix(self.batch_scores(images, captions), pairs, positives)
+        with torch.no_grad():
+            negatives = self.batch_scores(images, captions).masked_fill(positives, -torch.inf)
+            worst_caption, worst_image = negatives.argmax(1), negatives.argmax(0)
+        every_image, every_caption = (torch.arange(size, device=rows.device) for size in positives.shape)
+        scores = self.similarity_of_pairs(images, captions, torch.cat([rows, every_image, worst_image]),
+                                          torch.cat([columns, worst_caption, every_caption]))
+        matched, caption, image = scores.split([len(rows), *positives.shape])
+        caption, image = (part.masked_fill(positives.all(axis), -torch.inf) for part, axis in ((caption, 1), (image, 0)))
+        return HardestScores(matched, caption[rows], image[columns])
 
     def collapsed_loss(self, num_images: int, num_captions: int) -> float:
         return collapsed_hinge(num_images, num_captions, **self.hinge_settings)

@@ -105,12 +105,26 @@ def relevances(context: Tensor, context_mask: Tensor | None, queries: Tensor, qu
     A mask is None where nothing is padded. Padded queries are 0, and their entries mean nothing; padded context has attention 0.
     """
     raw = (context.flatten(0, 1) @ queries.flatten(0, 1).T).view(*context.shape[:2], *queries.shape[:2])
+    return _stacked(raw, context, context_mask, queries, query_mask, config)
+
+
+def paired_relevances(context: Tensor, context_mask: Tensor, queries: Tensor, query_mask: Tensor,
+                      config: SCANConfig) -> tuple[Tensor, Tensor]:
+    """Relevance (p,1,T) and attention (p,S,1,T) of p pairs alone: context (p,S,d) with mask (p,S), queries (p,T,d) with mask (p,T)."""
+    raw = (context @ queries.mT)[:, :, None]
+    return _stacked(raw, context, context_mask, queries[:, None], query_mask[:, None], config)
+
+
+def _stacked(raw: Tensor, context: Tensor, context_mask: Tensor | None, queries: Tensor, query_mask: Tensor | None,
+             config: SCANConfig) -> tuple[Tensor, Tensor]:
+    """Relevance and attention, of the affinities ``raw`` (n,S,m,T); what belongs to queries is (m,T,...) or (n,1,T,...)."""
     hidden = None if context_mask is None else ~context_mask[:, :, None, None]
     if config.attention == "none":
         seen = raw if hidden is None else raw.masked_fill(hidden, -torch.inf)
         relevance, best = seen.max(1, keepdim=True)
         return relevance.squeeze(1), torch.zeros_like(raw).scatter(1, best, 1)
-    logits = normalise_raw(raw, config.raw_feature_norm, config.raw_activation, query_mask, config.lambda_softmax)
+    true_queries = query_mask if query_mask is None or query_mask.dim() == 2 else query_mask[:, None]
+    logits = normalise_raw(raw, config.raw_feature_norm, config.raw_activation, true_queries, config.lambda_softmax)
     weights = (logits if hidden is None else logits.masked_fill(hidden, -torch.inf)).softmax(1)
     attended = squared_norms(weights, context @ context.mT).clamp(min=TINY).sqrt()
     own = torch.linalg.vector_norm(queries, dim=-1)
@@ -155,6 +169,7 @@ class SCAN(FragmentModel):
 
     name = "scan"
     shares_scores = True
+    scores_pairs = True
     config_class = SCANConfig
     config: SCANConfig
     block_bytes: int | None = None
@@ -199,6 +214,16 @@ class SCAN(FragmentModel):
         relevance, _ = relevances(*context, *queries, self.config)
         scores = aggregate(relevance, queries[1], self.config.aggregation, self.config.lambda_lse)
         return scores if self.config.direction == "t2i" else scores.T
+
+    def similarity_of_pairs(self, images: Encoding, captions: Encoding, rows: Tensor, columns: Tensor) -> Tensor:
+        """Scores (P,) of P pairs."""
+        dtype = score_dtype(self)
+        with torch.autocast(images.fragments.device.type, enabled=False):
+            sides = [(side.fragments[picked].to(dtype).masked_fill(~side.mask[picked, :, None], 0), side.mask[picked])
+                     for side, picked in ((images, rows), (captions, columns))]
+            context, queries = sides if self.config.direction == "t2i" else sides[::-1]
+            relevance, _ = paired_relevances(*context, *queries, self.config)
+            return aggregate(relevance, queries[1][:, None], self.config.aggregation, self.config.lambda_lse).squeeze(1)
 
     def explain(self, images: Encoding, captions: Encoding) -> dict[str, Tensor]:
         """``attention`` (I, C, W, R): over regions for each word (t2i) or over words for each region (i2t), 0 on padding;
