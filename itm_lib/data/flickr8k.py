@@ -94,7 +94,7 @@ def prepare_flickr8k(captions: str | Path, out: str | Path, source: str | Path |
         if images is not None:
             link_images(out, Path(images))
         left_out = {"captions without a photograph": found.without_photograph, "photographs in no split": len(found.in_no_split)}
-        about = {"made_from": found.form, "sources": [_digest(path) for path in found.files], "protocols": [PROTOCOL],
+        about = {"made_from": found.form, "sources": [_digest(path) for path in found.files], "protocols": [PROTOCOL], "language": "en",
                  "options": {"min_count": min_count, "skip_empty": skip_empty, "partial": partial},
                  "left_out": {what: count for what, count in left_out.items() if count}, "judgments": judged,
                  "regions": about_images(store) if store is not None else {}}

@@ -340,7 +340,8 @@ class _Folder:
         """The small files; meta.json says that all is there."""
         options = {name: value for name, value in vars(self.options).items() if name != "progress"}
         protocols = list(DATASETS[self.name].protocols) if self.name in DATASETS else []
-        about = {"made_from": self.made_from, "sources": self.sources, "protocols": protocols, "options": {**options, **settings},
+        language = {"language": "en"} if self.name in DATASETS else {}
+        about = {"made_from": self.made_from, "sources": self.sources, "protocols": protocols, **language, "options": {**options, **settings},
                  "regions": self.regions}
         return write_small_files(self.out, self.pictures, self.options.min_count, about, {"val": {"of_images": self.all_val}})
 

@@ -3,10 +3,14 @@
 ===================  =============================================  ==========================================
 protocol             gallery                                        who uses it
 ===================  =============================================  ==========================================
+``flickr8k_1k``      Flickr8k test: 1000 images, 5000 captions      the papers before 2016
 ``f30k_1k``          Flickr30K test: 1000 images, 5000 captions     all papers
 ``coco_1k_fivefold`` COCO test in 5 folds of 1000 images, averaged  all papers
 ``coco_5k``          COCO test whole: 5000 images, 25000 captions   all papers
 ===================  =============================================  ==========================================
+
+Which of them a dataset's results are called by is declared in its own meta.json, by the importer that made the folder. It is never guessed
+from a size or a name: a thousand pictures of somebody's own are not Flickr30K.
 
 ECCV Caption and CxC re-label COCO's test pairs by what is true, not by what was written for what; their ground truth
 and metrics come from the package eccv_caption.
@@ -26,13 +30,16 @@ import torch
 from torch import Tensor
 
 from itm_lib.data.dataset import ImageCaptionDataset
+from itm_lib.data.judgments import read_judgments
 from itm_lib.evaluation.gates import gate_statistics
+from itm_lib.evaluation.human import human_metrics
+from itm_lib.evaluation.mistakes import mistake_metrics
 from itm_lib.evaluation.ranking import KS, RetrievalMetrics, ceiling, checked_caption_to_image, map_at_r, score_array
 from itm_lib.evaluation.scenes import foil_accuracy, pointing_accuracy
 from itm_lib.evaluation.score_files import KINDS, ScoreFile, read_scores, save_scores, scores_path
 from itm_lib.evaluation.scoring import encode_dataset, open_for, open_split, similarity_matrix
 from itm_lib.evaluation.sets import set_statistics
-from itm_lib.files import InputError
+from itm_lib.files import InputError, nearest
 from itm_lib.losses import positive_mask
 from itm_lib.models import load_model
 from itm_lib.models.base import MatchingModel
@@ -40,6 +47,12 @@ from itm_lib.models.base import MatchingModel
 FLICKR_IMAGES, COCO_IMAGES = 1000, 5000  # of the published test splits
 CAPTIONS_AN_IMAGE = 5  # of Flickr30K's and COCO's published test files; only these protocols know it
 _LIST_LENGTH = {"cxc": 1, "eccv": 50}  # CxC's R@1 needs the first; an ECCV Caption query has at most 48 positives
+
+
+def flickr8k_1k(scores: Tensor | np.ndarray, caption_to_image: Tensor | np.ndarray) -> RetrievalMetrics:
+    """Flickr8k: all 1000 test images against all 5000 captions."""
+    _check_size("flickr8k_1k", scores, FLICKR_IMAGES)
+    return RetrievalMetrics.from_scores(scores, caption_to_image)
 
 
 def f30k_1k(scores: Tensor | np.ndarray, caption_to_image: Tensor | np.ndarray) -> RetrievalMetrics:
@@ -69,8 +82,10 @@ def coco_1k_fivefold(scores: Tensor | np.ndarray, caption_to_image: Tensor | np.
     return RetrievalMetrics.mean(parts)
 
 
+PREFIXES = {"flickr8k_1k": "flickr8k_1k", "f30k_1k": "f30k_1k", "coco_1k_fivefold": "coco_1k", "coco_5k": "coco_5k"}  # of the metrics' names
+
 PROTOCOLS: dict[str, Callable[..., RetrievalMetrics]] = {
-    "f30k_1k": f30k_1k, "coco_1k_fivefold": coco_1k_fivefold, "coco_5k": coco_5k,
+    "flickr8k_1k": flickr8k_1k, "f30k_1k": f30k_1k, "coco_1k_fivefold": coco_1k_fivefold, "coco_5k": coco_5k,
 }
 
 
@@ -215,24 +230,27 @@ def evaluate_scores(scores: Tensor | np.ndarray, dataset: ImageCaptionDataset) -
 
 
 def protocol_metrics(scores: Tensor | np.ndarray, dataset: ImageCaptionDataset) -> dict[str, float]:
-    """What the published protocols say of ``scores`` (I, C), where the split has their size; otherwise nothing.
+    """What the published protocols that ``dataset`` declares say of ``scores`` (I, C): flickr8k_1k_*, f30k_1k_*, coco_1k_*, coco_5k_*
+    (i2t_r1 … t2i_r10, rsum). Nothing where none is declared, and of a split that has another size than the published test split.
 
-    1000 images and 5000 captions, not of COCO: f30k_1k_* (i2t_r1 … t2i_r10, rsum). COCO's 5000 images: coco_1k_* of the five folds
-    and coco_5k_*; where image and caption ids are COCO's own, cxc_* and eccv_* besides (:func:`eccv_caption_metrics`), of the 25000
-    captions that the protocols count. Without such ids, folds are runs of 1000 images in the order of the split, as in SCAN's files.
+    Of COCO, where image and caption ids are COCO's own, cxc_* and eccv_* besides (:func:`eccv_caption_metrics`), of the 25000 captions that
+    the protocols count. Without such ids, folds are runs of 1000 images in the order of the split, as in SCAN's files.
     """
-    images, captions = scores.shape
-    if images == COCO_IMAGES and captions >= images * CAPTIONS_AN_IMAGE:
+    unknown = [name for name in dataset.protocols if name not in PROTOCOLS]
+    if unknown:
+        raise InputError(f"meta.json of {dataset.name} declares the protocol {unknown[0]!r}; {nearest(unknown[0], PROTOCOLS)}")
+    if any(name.startswith("coco") for name in dataset.protocols):
         columns = _coco_columns(dataset)
         if columns is not None:
             ids = [int(image) for image in dataset.regions.image_ids], [int(dataset.caption_ids[column]) for column in columns]
             return eccv_caption_metrics(scores[:, columns], *ids)
-        if captions == images * CAPTIONS_AN_IMAGE:
-            return _named({"coco_1k": coco_1k_fivefold(scores, dataset.caption_to_image, images // 5),
-                           "coco_5k": coco_5k(scores, dataset.caption_to_image)})
-    if (images, captions) == (FLICKR_IMAGES, FLICKR_IMAGES * CAPTIONS_AN_IMAGE) and "coco" not in dataset.name.lower():
-        return _named({"f30k_1k": f30k_1k(scores, dataset.caption_to_image)})
-    return {}
+    found = {}
+    for name in dataset.protocols:
+        images = COCO_IMAGES if name.startswith("coco") else FLICKR_IMAGES
+        if tuple(scores.shape) == (images, images * CAPTIONS_AN_IMAGE):
+            folds = (images // 5,) if name == "coco_1k_fivefold" else ()
+            found[PREFIXES[name]] = PROTOCOLS[name](scores, dataset.caption_to_image, *folds)
+    return _named(found)
 
 
 def _named(parts: Mapping[str, RetrievalMetrics]) -> dict[str, float]:
@@ -243,6 +261,8 @@ def _named(parts: Mapping[str, RetrievalMetrics]) -> dict[str, float]:
 def _coco_columns(dataset: ImageCaptionDataset) -> list[int] | None:
     """The columns of the captions that COCO's protocols count, if the ids are those of COCO's test split."""
     if not all(str(each).isdecimal() for each in [*dataset.regions.image_ids, *dataset.caption_ids]):
+        return None
+    if dataset.num_images != COCO_IMAGES:
         return None
     images, captions = coco_test_ids()
     column_of = {int(caption): column for column, caption in enumerate(dataset.caption_ids)}
@@ -259,7 +279,8 @@ def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batc
     ``evaluate_scores`` of the similarity matrix; ``protocol_metrics``, if the split has the size of a published one; with
     foils/<split>.jsonl the ``foil_accuracy``; with scenes.jsonl the ``pointing_accuracy``, if the model has an attention to look at; ``gate_statistics`` (fractions, not percent), if it
     has gates: positive are the pairs that are true, if the split has its exact truth, otherwise the listed ones; ``set_statistics``, if
-    its embeddings are sets. ``scores_file`` (.npy or .safetensors): where to keep the similarity matrix, with its ids.
+    its embeddings are sets. Where captions are said to be English and there is no exact truth, the ``mistake_metrics``; with judgments/ the ``human_metrics``.
+    ``scores_file`` (.npy or .safetensors): where to keep the similarity matrix, with its ids.
     """
     folder = Path(folder)
     if scores_file is not None:
@@ -269,7 +290,7 @@ def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batc
     scores = similarity_matrix(model, images, captions, block_bytes, device, progress)
     if scores_file is not None:
         save_scores(scores_file, scores, dataset.regions.image_ids, dataset.caption_ids)
-    result = {**evaluate_scores(scores, dataset), **protocol_metrics(scores, dataset)}
+    result = _metrics_of_scores(scores, dataset, folder)
     if (folder / "foils" / f"{split}.jsonl").is_file():
         result.update(foil_accuracy(model, folder, split, batch_size, device))
     if (folder / "scenes.jsonl").is_file():
@@ -285,7 +306,7 @@ def evaluate(model: MatchingModel, folder: str | Path, split: str = "test", batc
 def evaluate_ensemble(models: Sequence[str | Path | MatchingModel], folder: str | Path, split: str = "test", batch_size: int = 256,
                       block_bytes: int = 2**28, device: torch.device | str | None = None, progress: bool = False,
                       scores_file: str | Path | None = None) -> dict[str, float]:
-    """``evaluate_scores`` and ``protocol_metrics`` of the mean of several score matrices, as the papers' ensembles are.
+    """What :func:`evaluate` says of scores alone, of the mean of several score matrices, as the papers' ensembles are.
 
     ``models``: model folders or models, each of which reads the split with its own vocabulary and tokens, and files of scores
     (.npy, .safetensors), whose ids must be the split's, in any order. One model is in memory at a time. ``scores_file``: where to
@@ -311,7 +332,16 @@ def evaluate_ensemble(models: Sequence[str | Path | MatchingModel], folder: str 
     mean = total.div_(len(models))
     if scores_file is not None:
         save_scores(scores_file, mean, dataset.regions.image_ids, dataset.caption_ids)
-    return {**evaluate_scores(mean, dataset), **protocol_metrics(mean, dataset)}
+    return _metrics_of_scores(mean, dataset, Path(folder))
+
+
+def _metrics_of_scores(scores: Tensor, dataset: ImageCaptionDataset, folder: Path) -> dict[str, float]:
+    """Everything that a score matrix alone says, whatever model it is of."""
+    result = {**evaluate_scores(scores, dataset), **protocol_metrics(scores, dataset)}
+    if dataset.language == "en" and dataset.truth is None:
+        result.update(mistake_metrics(scores, dataset))
+    judgments = read_judgments(folder)
+    return {**result, **human_metrics(scores, dataset, judgments)} if judgments else result
 
 
 def _is_score_file(each: str | Path | MatchingModel) -> bool:

@@ -211,6 +211,10 @@ class MatchingModel(nn.Module, FolderModel):
         """
         return None
 
+    def prepare_captions(self, captions: Sequence[Sequence[int]], progress: bool = False) -> None:
+        """Called by the trainer before the first step, with the token ids of the captions of train and val: a model may compute once what
+        training does not change."""
+
     def start_epoch(self, epoch: int) -> None:
         """Called by the trainer before epoch ``epoch`` (from 0), on resume too: warm-up and stages live here."""
 

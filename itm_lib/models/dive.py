@@ -59,7 +59,7 @@ Differences between the released code and the default, each with its switch; ``c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -72,7 +72,7 @@ from itm_lib.data.pictures import Pixels
 from itm_lib.files import InputError
 from itm_lib.losses import matched_pairs, positive_mask, semi_hard_loss
 from itm_lib.models.base import Encoding
-from itm_lib.models.dropping import drop_fragments, drop_regions
+from itm_lib.models.dropping import drop_fragments, drop_regions, drop_states
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
 from itm_lib.models.hinge import HingeModel
 from itm_lib.models.layers import BatchNorm1d, full_mask, masked_max, score_dtype
@@ -199,7 +199,7 @@ class RegionFeatures(nn.Module):
 
 
 class WordFeatures(WordGRU):
-    """Tokens (C,W) with mask (C,W) -> local (C,W,word_dim) or (C,W,d), global (C,d): word embeddings, and a GRU over them.
+    """Tokens (C,W) with mask (C,W) -> local (C,W,word_dim) or (C,W,d), global (C,d), mask: word embeddings, and a GRU over them.
 
     Word embeddings start as N(0, 1), or as the vectors of a file: :meth:`DivE.use_vocabulary`.
     """
@@ -209,27 +209,29 @@ class WordFeatures(WordGRU):
         nn.init.normal_(self.embed.weight)
         self.local, self.whole, self.dropout = config.text_local, config.text_global, nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         words = self.dropout(self.look_up(tokens))
         states, final = self.run(words, token_mask)
         whole = final if self.whole == "last" else masked_max(states, token_mask)
-        return words if self.local == "words" else states, self.dropout(whole)
+        return words if self.local == "words" else states, self.dropout(whole), token_mask
 
 
 class PieceFeatures(BertWords):
-    """Tokens (C,W) with mask (C,W) -> local (C,W,d), global (C,d): BERT's states mapped to d, their maximum or the first.
+    """Tokens (C,W) with mask (C,W) -> local (C,W,d), global (C,d), mask: BERT's states mapped to d, their maximum or the first.
 
-    Each has a dropout of its own, as of regions.
+    Each has a dropout of its own, as of regions. In training some states of a frozen BERT are left out, and the mask is that of the others.
     """
 
     def __init__(self, config: DiveConfig):
         super().__init__(config)
         self.whole, self.dropout = config.text_global, nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
-        states = super().forward(tokens, token_mask)
+    def forward(self, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        states, mask = super().forward(tokens, token_mask), token_mask
+        if self.training:
+            states, mask = drop_states(states, mask, self.filled)
         whole = self.dropout(states)
-        return self.dropout(states), whole[:, 0] if self.whole == "first" else masked_max(whole, token_mask)
+        return self.dropout(states), whole[:, 0] if self.whole == "first" else masked_max(whole, mask), mask
 
 
 # --- From fragments to K slots ------------------------------------------------------------------------------------------
@@ -526,13 +528,18 @@ class DivE(HingeModel):
 
     def encode_captions(self, tokens: Tensor, token_mask: Tensor) -> Encoding:
         """Tokens (C, W) -> ``embedding`` (C, K, d); the rest as in :meth:`encode_images`."""
-        local, whole = self.text(tokens, token_mask)
+        local, whole, mask = self.text(tokens, token_mask)
         position = None
         if self.config.position_code:
-            lengths = token_mask.sum(1)
-            lengths = lengths if self.config.position_over == "true" else torch.full_like(lengths, tokens.shape[1])
-            position = position_code(lengths, tokens.shape[1], local.shape[-1])
-        return self._encoding(*self.text_set(local, whole, token_mask, position), token_mask)
+            lengths = mask.sum(1)
+            lengths = lengths if self.config.position_over == "true" else torch.full_like(lengths, mask.shape[1])
+            position = position_code(lengths, mask.shape[1], local.shape[-1])
+        return self._encoding(*self.text_set(local, whole, mask, position), mask)
+
+    def prepare_captions(self, captions: Sequence[Sequence[int]], progress: bool = False) -> None:
+        """Keep a frozen BERT's states of the training captions."""
+        if isinstance(self.text, BertWords):
+            self.text.keep_states(captions, progress)
 
     def _encoding(self, sets: Tensor, slots: Tensor, weights: Tensor, mask: Tensor) -> Encoding:
         extra = {"slots": slots} if torch.is_grad_enabled() else {}

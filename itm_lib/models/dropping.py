@@ -58,14 +58,24 @@ def drop_words(tokens: Tensor, mask: Tensor, rate: float, mask_id: int, vocab_si
 def drop_fragments(batch: Batch, config: Any, continues: Tensor | None = None) -> Batch:
     """``batch`` with regions and words dropped as ``config`` says: ``region_dropping``, ``word_dropping``, ``mask_id``, ``vocab_size``.
 
-    Pictures stay whole: what a backbone makes of them is dropped behind it.
+    Pictures stay whole: what a backbone makes of them is dropped behind it. So do captions of a frozen BERT: see :func:`drop_states`.
     """
     values = dict(vars(batch))
     if config.region_dropping and batch.regions.dim() == 3:
         mask = full_mask(batch.regions, batch.region_mask)
         values["regions"], values["region_mask"] = drop_regions(batch.regions, mask, config.region_dropping)
-    if config.word_dropping:
+    if config.word_dropping and not config.bert_frozen:
         mask_id = UNKNOWN_WORD if config.mask_id is None else config.mask_id
         values["tokens"], values["token_mask"] = drop_words(
             batch.tokens, batch.token_mask, config.word_dropping, mask_id, config.vocab_size, continues)
     return Batch(**values)
+
+
+def drop_states(states: Tensor, mask: Tensor, config: Any) -> tuple[Tensor, Tensor]:
+    """Of a frozen BERT's states (C,W,d) with mask (C,W) each is left out with probability ``word_dropping``, but the first and the last of a
+    caption; without a frozen BERT nothing changes."""
+    if not (config.bert_frozen and config.word_dropping):
+        return states, mask
+    place = torch.arange(mask.shape[1], device=mask.device)
+    ends = (place == 0) | (place == mask.sum(1, keepdim=True) - 1)
+    return pack(states, mask & (ends | (torch.rand(mask.shape, device=mask.device) >= config.word_dropping)))

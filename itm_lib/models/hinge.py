@@ -25,7 +25,6 @@ from itm_lib.models.base import Encoding, MatchingModel, ModelConfig
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
 from itm_lib.models.layers import full_mask, l2norm, score_dtype
 
-
 SPARSE = 4  # pairs with a gradient are scored again where all pairs are more than so many times as many
 
 

@@ -52,7 +52,7 @@ below the cutoff. Small models then start better with less.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -65,7 +65,7 @@ from itm_lib.data.dataset import Batch
 from itm_lib.files import InputError
 from itm_lib.losses import collapsed_triplet, draw_negatives, hinge_loss, matched_pairs, positive_mask, sampled_triplet_loss
 from itm_lib.models.base import Encoding
-from itm_lib.models.dropping import drop_fragments
+from itm_lib.models.dropping import drop_fragments, drop_states
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
 from itm_lib.models.hinge import HingeModel
 from itm_lib.models.layers import BatchNorm1d, full_mask, l2norm, masked_mean, score_dtype
@@ -463,7 +463,15 @@ class HREM(HingeModel):
 
     def encode_captions(self, tokens: Tensor, token_mask: Tensor) -> Encoding:
         """Tokens (C, W) -> ``embedding`` (C, d); the rest as in :meth:`encode_images`."""
-        return self._encode(self.text(tokens, token_mask), token_mask, self.text_relations, self.config.text_norm)
+        words, mask = self.text(tokens, token_mask), token_mask
+        if self.training:
+            words, mask = drop_states(words, mask, self.config)
+        return self._encode(words, mask, self.text_relations, self.config.text_norm)
+
+    def prepare_captions(self, captions: Sequence[Sequence[int]], progress: bool = False) -> None:
+        """Keep a frozen BERT's states of the training captions."""
+        if isinstance(self.text, BertWords):
+            self.text.keep_states(captions, progress)
 
     def _encode(self, fragments: Tensor, mask: Tensor, relations: FragmentRelations, norm: bool) -> Encoding:
         fragments = fragments.to(score_dtype(self))

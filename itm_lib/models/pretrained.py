@@ -14,12 +14,15 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from itm_lib.data.captions import BERT_FILES, WordPieces
 from itm_lib.features.pretrained import BACKBONE_FILES, IMAGENET, read_normalisation, read_pretrained
 from itm_lib.files import InputError, one_line
 from itm_lib.models.hinge import GruConfig
 from itm_lib.models.layers import BatchNorm2d
+
+KEPT_TOGETHER = 64  # captions of one length whose states are computed at once
 
 
 class WordsConfig(GruConfig):
@@ -28,12 +31,14 @@ class WordsConfig(GruConfig):
     ``text_encoder="bert"`` takes ``bert``, a folder or a name on the Hugging Face Hub; captions are then cut into BERT's own word
     pieces. ``bert_config``: that model's architecture, filled in when it is made, so that a saved model needs no ``bert``.
     ``word_dropping``: the share of words that are masked, replaced or left out in training; a word's pieces share its fate.
+    ``bert_frozen``: BERT does not train, so its states of the training captions are computed once; then words are left out behind it.
     """
 
     text_encoder: Literal["gru", "bert"] = "gru"
     bert: str | None = None
     bert_config: dict[str, Any] | None = None
     bert_lr_scale: PositiveFloat = 0.1
+    bert_frozen: bool = False
     word_dropping: float = Field(0.2, ge=0, lt=1)
     mask_id: NonNegativeInt | None = None    # of a masked word; None: <unk> for the GRU, the tokenizer's for BERT
 
@@ -59,9 +64,12 @@ class BertWords(nn.Module):
 
     ``continues`` (vocab_size,) bool: tokens that go on with the word before, "##ing". Reads ``config.bert`` where there is no
     ``config.bert_config``, and then ``filled`` is the config with the architecture and the mask's id.
+
+    With ``config.bert_frozen`` its states are rounded to float16 and those of the captions that :meth:`keep_states` was given are kept.
     """
 
     continues: Tensor
+    kept: dict[bytes, Tensor]
 
     def __init__(self, config: WordsConfig):
         super().__init__()
@@ -86,6 +94,9 @@ class BertWords(nn.Module):
             check_vocabulary(config.vocab_size, self.bert.config.vocab_size)
         if hasattr(self.bert, "pooler"):
             self.bert.pooler = None  # never used: its weights would get no gradient
+        self.frozen, self.kept = config.bert_frozen, {}
+        if self.frozen:
+            self.bert.requires_grad_(False)
         self.filled = config
         self.linear = nn.Linear(self.bert.config.hidden_size, config.embed_dim)
         self.register_buffer("continues", continues)
@@ -97,8 +108,56 @@ class BertWords(nn.Module):
         if tokens.device.type == "cpu" and int(tokens.max()) >= len(self.continues):
             raise InputError(f"token id {int(tokens.max())} is outside BERT's vocabulary of {len(self.continues)}: "
                              "use its own tokens")
-        states = self.bert(input_ids=tokens, attention_mask=token_mask.long()).last_hidden_state
-        return self.linear(states)
+        return self.linear(self._frozen_states(tokens, token_mask) if self.frozen else self._states(tokens, token_mask))
+
+    def train(self, mode: bool = True) -> BertWords:
+        super().train(mode)
+        if self.frozen:
+            self.bert.eval()
+        return self
+
+    def keep_states(self, captions: Sequence[Sequence[int]], progress: bool = False) -> None:
+        """Compute the states of ``captions``, token ids, and keep them (about 12 kB a caption). Where BERT trains, nothing is kept.
+
+        Captions of one length are computed together, in an order that depends on the captions alone, and a run that goes on computes the same.
+        """
+        if not self.frozen:
+            return
+        device = self.linear.weight.device
+        by_length: dict[int, list[tuple[int, ...]]] = {}
+        for caption in sorted(set(map(tuple, captions))):
+            by_length.setdefault(len(caption), []).append(caption)
+        self.kept = {}
+        with torch.no_grad(), tqdm(total=sum(map(len, by_length.values())), desc="states of captions", unit="caption", disable=not progress) as bar:
+            for same in by_length.values():
+                for first in range(0, len(same), KEPT_TOGETHER):
+                    part = torch.tensor(same[first : first + KEPT_TOGETHER])
+                    states = self._states(part.to(device), torch.ones_like(part, dtype=torch.bool, device=device)).half().cpu()
+                    self.kept.update({_key(tokens): state for tokens, state in zip(part, states.clone())})
+                    bar.update(len(part))
+
+    def _states(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
+        return self.bert(input_ids=tokens, attention_mask=token_mask.long()).last_hidden_state
+
+    @torch.no_grad()
+    def _frozen_states(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
+        """States (C,W,h), 0 on padding; those that are kept are not computed again."""
+        lengths = token_mask.sum(1).tolist()
+        found = [self.kept.get(_key(row[:length])) for row, length in zip(tokens.cpu(), lengths)]
+        states = torch.zeros(*tokens.shape, self.bert.config.hidden_size, dtype=self.linear.weight.dtype, device=tokens.device)
+        missing = [row for row, state in enumerate(found) if state is None]
+        if missing:
+            computed = self._states(tokens[missing], token_mask[missing]).half().to(states.dtype)
+            states[missing] = computed * token_mask[missing, :, None]
+        for row, (state, length) in enumerate(zip(found, lengths)):
+            if state is not None:
+                states[row, :length] = state.to(states)
+        return states
+
+
+def _key(tokens: Tensor) -> bytes:
+    """What a caption's states are kept under."""
+    return tokens.numpy().astype("<i4").tobytes()
 
 
 class Backbone(nn.Module):

@@ -61,6 +61,7 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31)
     select_by: str = "rsum"                              # the validation metric whose best epoch is kept
     eval_every: int = Field(1, ge=1)                     # epochs
+    val_images: int | None = Field(None, ge=2)           # epochs are compared on the first so many pictures of val; null: on all
     patience: int | None = Field(None, ge=1)             # stop after so many evaluations without a better one
     log_every: int = Field(10, ge=1)                     # steps in one row of the history
     save_every: int = Field(500, ge=1)                   # steps between two checkpoints, besides each epoch's end

@@ -3,7 +3,8 @@
 ::
 
     paper: {dataset: flickr30k, variant: "t-i AVG", settings: published}       # if it is a row of a paper's table
-    data:  {name: openmoji_scenes, variant: default, size: quick, seed: 0}     # or {folder: path/to/dataset}
+    data:  {name: openmoji_scenes, variant: default, size: quick, seed: 0}     # or {folder: path/to/dataset}, or with
+                                                                               # {folder: ..., subset: ids.json} a part of it
     model: {method: scan, direction: t2i, embed_dim: 64}                       # settings of the model's config
     train: {epochs: 20, batch_size: 64, lr: 2e-3}                              # fields of TrainConfig
     stages:                                                                    # if it is trained in stages
@@ -41,9 +42,10 @@ from tqdm import tqdm
 
 import itm_lib
 from itm_lib.data.dataset import ImageCaptionDataset, open_split
+from itm_lib.data.subset import make_subset
 from itm_lib.evaluation import evaluate
 from itm_lib.evaluation.scoring import over_all_processes
-from itm_lib.files import InputError, data_dir, nearest, read_json, write_json, write_text
+from itm_lib.files import InputError, data_dir, nearest, project_root, read_json, write_json, write_text
 from itm_lib.models import MatchingModel, build_model, load_model, model_classes
 from itm_lib.models.base import ModelConfig, vocabulary_for
 from itm_lib.processes import all_or_none, from_main, is_main, main_first
@@ -61,7 +63,7 @@ STAGE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # it names a folder, and stands betwe
 
 
 class DataSection(BaseModel):
-    """The embedded dataset by ``variant``, ``size`` and ``seed``, or a dataset ``folder``."""
+    """The embedded dataset by ``variant``, ``size`` and ``seed``, or a dataset ``folder``, or the part of it that the file ``subset`` lists."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,13 +72,16 @@ class DataSection(BaseModel):
     size: Literal["smoke", "quick", "full"] = "quick"
     seed: int = Field(0, ge=0)
     folder: str | None = None
+    subset: str | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
         if (self.name is None) == (self.folder is None):
             raise ValueError("give either data.name or data.folder")
-        if self.folder is not None and self.model_fields_set - {"folder", "name"}:
+        if self.folder is not None and self.model_fields_set - {"folder", "name", "subset"}:
             raise ValueError("variant, size and seed belong to data.name, not to data.folder")
+        if self.name is not None and self.subset is not None:
+            raise ValueError("subset is a part of data.folder: the embedded dataset has sizes")
         return self
 
     @property
@@ -84,18 +89,33 @@ class DataSection(BaseModel):
         """What results call the dataset."""
         return self.name or Path(self.folder).name
 
+    @property
+    def part(self) -> str:
+        """Which part or variant of it, as results call it: "default-quick", the name of a subset's file, or nothing."""
+        if self.name:
+            return f"{self.variant}-{self.size}"
+        return Path(self.subset).stem.removesuffix("_ids").removeprefix(f"{self.label}_") if self.subset else ""
+
     def prepare(self, progress: bool = True, regions: bool = True) -> Path:
         """The dataset folder; the embedded dataset is generated, and its ``regions`` extracted, if they are not there yet.
 
         Models of pixels need no regions.
         """
         if self.folder is not None:
-            return self._place()
+            return self._place() if self.subset is None else self._part()
         from itm_lib.data import scenes
 
         make = scenes.prepare if regions else scenes.build
         return make(self.variant, self.size, self.seed, progress=progress)
 
+    def _part(self) -> Path:
+        """The folder of the subset, made if it is not there yet, beside the whole one."""
+        whole = self._place()
+        places = (Path(self.subset).expanduser(), data_dir() / self.subset, project_root() / "data" / "sweeps" / self.subset)
+        ids = next((place for place in places if place.is_file()), None)
+        if ids is None:
+            raise InputError(f"no file {self.subset} with the ids of data.subset: give its path")
+        return make_subset(whole, ids, whole.with_name(f"{whole.name}_{ids.stem.removesuffix('_ids').removeprefix(f'{whole.name}_')}"))
 
     def _place(self) -> Path:
         """The folder: the path, or else one below the data folder."""
@@ -183,7 +203,7 @@ class Recipe(BaseModel):
         base = Stage(name="", model=self.model, train=self.train).resolved()
         data = self.data.model_dump(mode="json", exclude_none=True)
         if self.data.folder is not None:
-            data = {"folder": self.data.folder}
+            data = {"folder": self.data.folder, **({"subset": self.data.subset} if self.data.subset else {})}
         stages = {"stages": [stage.resolved() for stage in self.stages]} if self.stages else {}
         paper = {"paper": self.paper.model_dump(mode="json")} if self.paper else {}
         return {**paper, "data": data, "model": base["model"], "train": base["train"], **stages}

@@ -19,8 +19,11 @@
 
 A run lives in runs/sweeps/<name>/<variant>/seed<k>/. Its metrics.json holds a hash of its settings and data: a run that is
 done is kept, one whose settings or data changed is made again, one that was stopped goes on. First stages that runs of
-one seed have in common are trained once. When all seeds of a variant
-are done, results/<name>__<variant>.json is written.
+one seed have in common are trained once.
+
+results/<name>__<variant>.json is written after each run, with the seeds that are done so far. A run whose hash stands in that file is
+done, too, so that a sweep goes on in a fresh checkout where the committed results end. An ensemble is measured as soon as its members of
+one seed are trained.
 """
 
 from __future__ import annotations
@@ -34,11 +37,11 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -48,7 +51,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
 from itm_lib.evaluation import evaluate
-from itm_lib.evaluation.report import Result, commit_id, write_result
+from itm_lib.evaluation.report import Result, commit_id, read_results, write_result
 from itm_lib.files import InputError, data_dir, nearest, project_root, read_json, write_json, write_text
 from itm_lib.models import Ensemble, MatchingModel, load_model
 from itm_lib.training.config import problem_line
@@ -58,7 +61,7 @@ from itm_lib.training.trainer import LAST
 
 METRICS, BEGUN = "metrics.json", "begun.json"
 CURVE = ("stage", "epoch", "loss", "collapsed_loss", "rsum", "map_at_r")      # of each epoch, to see whether a run converged
-RUN_FACTS = ("seconds", "train_seconds", "best_epoch", "curve", "warnings")
+RUN_FACTS = ("hash", "commit", "seconds", "train_seconds", "best_epoch", "curve", "warnings")
 DATA = ("regions/[!.]*", "truth/*.json", "foils/*.jsonl", "scenes.jsonl")  # what the fingerprint takes besides the three texts
 LARGE = 2**26  # bytes: of larger files the fingerprint takes the size, not the content
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -115,6 +118,8 @@ class Job:
     test: bool
     data_hash: str = ""
     members: tuple[Job, ...] = ()
+    known: dict[str, Any] | None = None  # what a result file says of this very run
+    needs_model: bool = False            # an ensemble that is not done yet reads it
 
     @property
     def name(self) -> str:
@@ -122,10 +127,12 @@ class Job:
 
     @property
     def done(self) -> dict[str, Any] | None:
-        """What metrics.json holds, if this very run is finished; None if it is not, or is another."""
+        """What metrics.json holds, or a result file says, if this very run is finished; None if it is not, or is another."""
         path = self.folder / METRICS
         content = read_json(path) if path.is_file() else {}
-        return content if content.get("hash") == self.digest and ("test" in content or not self.test) else None
+        if content.get("hash") == self.digest and ("test" in content or not self.test):
+            return content
+        return None if self.needs_model else self.known
 
 
 def load_sweep(path: str | Path) -> Sweep:
@@ -161,59 +168,102 @@ def _check_names(sweep: Sweep, where: str) -> None:
                 raise InputError(f"{where}: ensemble {name!r} has no variant {member!r}; {nearest(member, sweep.variants)}")
 
 
-def run_sweep(path: str | Path, jobs: int = 1, out: str | Path | None = None, runs: str | Path | None = None,
-              fresh: bool = False, progress: bool = True) -> list[Path]:
+def run_sweep(path: str | Path, jobs: int = 1, out: str | Path | None = None, runs: str | Path | None = None, fresh: bool = False,
+              progress: bool = True, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Path]:
     """Run what is not done yet of the sweep ``path``, ``jobs`` runs at a time, and write a result file a variant.
 
     ``out``: folder of the results (default data/results); ``runs``: folder of the runs (default runs/sweeps);
-    ``fresh`` makes every run again. Each run is one process on one thread, so its numbers do not depend on ``jobs``.
-    A failed run does not stop the others; at the end one line (:class:`InputError`) names it. Returns the result files.
+    ``fresh`` makes every run again. ``only``, ``seeds``: these variants and ensembles, and these seeds, alone; none: all. Each run is one process
+    on one thread, so its numbers do not depend on ``jobs``. A failed run does not stop the others; at the end one line
+    (:class:`InputError`) names it. Returns the result files.
     """
     sweep = load_sweep(path)
     if jobs < 1:
         raise InputError(f"jobs is {jobs}: at least one run at a time is needed")
+    _check_chosen(sweep, only, seeds, str(path))
     out = Path(out) if out is not None else data_dir() / "results"
     home = (Path(runs) if runs is not None else project_root() / "runs" / "sweeps") / sweep.name
-    command = f"itm sweep {_shown(Path(path))}"
     with sole_use(home):
         models = [sweep.recipe(variant, sweep.seeds[0]).plan[-1].config for variant in sweep.variants]
         data = _data(sweep).prepare(progress, regions=any(model.pixels is None for model in models))
-        trained, ensembles = plan(sweep, home, data)
+        planned = plan(sweep, home, data, {} if fresh else _known_runs(sweep, out))
+        chosen = [job for job in planned if (not only or job.variant in only) and (not seeds or job.seed in seeds)]
+        chosen = _with_members(chosen, planned)
         if fresh:
-            for job in trained + ensembles:
+            for job in chosen:
                 for name in (METRICS, BEGUN):
                     (job.folder / name).unlink(missing_ok=True)
+        write = _Results(sweep, planned, out, f"itm sweep {_shown(Path(path))}")
         failures: list[str] = []
-        with tqdm(total=len(trained) + len(ensembles), desc=f"sweep {sweep.name}", unit="run", disable=not progress) as bar, \
-                _workers(min(jobs, len(trained))) as pool:
-            for stage, work in ((trained, run_job), (ensembles, run_ensemble)):
-                todo = [job for job in stage if not job.done and all(member.done for member in job.members)]
-                bar.update(sum(1 for job in stage if job.done))
-                _run_all(todo, work, pool, bar, failures)
-        written = write_results(sweep, trained + ensembles, out, command)
+        with tqdm(total=len(chosen), desc=f"sweep {sweep.name}", unit="run", disable=not progress) as bar:
+            bar.update(sum(1 for job in chosen if job.done))
+            todo = [job for job in chosen if not job.done]
+            if todo:
+                with _workers(min(jobs, len(todo))) as pool:
+                    _run_all(todo, jobs, pool, bar, write, failures)
+        written = [file for name in dict.fromkeys(job.variant for job in chosen) if (file := write(name))]
     if failures:
         more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
         raise InputError(f"sweep {sweep.name}: {failures[0]}{more}; the other runs are kept, start it again to go on")
     return written
 
 
-def plan(sweep: Sweep, home: Path, data: Path) -> tuple[list[Job], list[Job]]:
-    """All runs of a sweep: those that are trained, seed by seed, and the ensembles of them."""
-    data_hash = fingerprint(data)
-    trained, ensembles = [], []
+def _check_chosen(sweep: Sweep, only: Sequence[str], seeds: Sequence[int], where: str) -> None:
+    names = [*sweep.variants, *sweep.ensembles]
+    for name in only:
+        if name not in names:
+            raise InputError(f"{where} has no variant {name!r}; {nearest(name, names)}")
+    for seed in seeds:
+        if seed not in sweep.seeds:
+            raise InputError(f"{where} has no seed {seed}: its seeds are {', '.join(map(str, sweep.seeds))}")
+
+
+def plan(sweep: Sweep, home: Path, data: Path, known: Mapping[tuple[str, str], dict[str, Any]] | None = None) -> list[Job]:
+    """All runs of a sweep, seed by seed: those that are trained, and after them the ensembles of them.
+
+    ``known``: what result files say of runs, by variant and hash.
+    """
+    data_hash, known = fingerprint(data), known or {}
+    jobs = []
     for seed in sweep.seeds:
+        own = {}
         for variant in sweep.variants:
             recipe = sweep.recipe(variant, seed).resolved()
-            folder = home / variant / f"seed{seed}"
             digest = _digest(recipe, data_hash)
-            trained.append(Job(variant, seed, folder, data, recipe, digest, sweep.test, data_hash))
-        own = {job.variant: job for job in trained if job.seed == seed}
+            own[variant] = Job(variant, seed, home / variant / f"seed{seed}", data, recipe, digest, sweep.test, data_hash,
+                               known=known.get((variant, digest)))
+        ensembles = []
         for name, members in sweep.ensembles.items():
-            parts = [own[member] for member in members]
-            recipe = {"ensemble": {member: own[member].recipe for member in members}}
-            folder, digest = home / name / f"seed{seed}", _digest(*(job.digest for job in parts))
-            ensembles.append(Job(name, seed, folder, data, recipe, digest, sweep.test, data_hash, tuple(parts)))
-    return trained, ensembles
+            parts = tuple(own[member] for member in members)
+            recipe, digest = {"ensemble": {member: own[member].recipe for member in members}}, _digest(*(job.digest for job in parts))
+            job = Job(name, seed, home / name / f"seed{seed}", data, recipe, digest, sweep.test, data_hash, parts, known.get((name, digest)))
+            if not job.done:
+                job = replace(job, members=tuple(replace(part, needs_model=True) for part in parts))
+            ensembles.append(job)
+        jobs += [*own.values(), *ensembles]
+    return jobs
+
+
+def _with_members(chosen: list[Job], planned: list[Job]) -> list[Job]:
+    """``chosen``, and before them the members of their ensembles, which need the members' models unless they are done."""
+    needed = {(member.variant, member.seed): member for job in chosen for member in job.members if not job.done}
+    wanted = {(job.variant, job.seed) for job in chosen} | set(needed)
+    return [needed.get((job.variant, job.seed), job) for job in planned if (job.variant, job.seed) in wanted]
+
+
+def _known_runs(sweep: Sweep, out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The runs in the result files of this sweep, by variant and hash, as metrics.json has them."""
+    known = {}
+    for variant in [*sweep.variants, *sweep.ensembles]:
+        path = out / f"{sweep.name}__{variant}.json"
+        results = read_results(path) if path.is_file() else []
+        facts = results[0].config.get("runs", []) if results else []
+        for place, fact in enumerate(facts):
+            if "hash" in fact:
+                known[variant, fact["hash"]] = {
+                    **fact, "parameters": results[0].config.get("parameters"),
+                    **{result.split: {name: metric.values[place] for name, metric in result.metrics.items()} for result in results}}
+    return {key: run for key, run in known.items() if "test" in run or not sweep.test}
 
 
 def run_job(job: Job) -> None:
@@ -280,30 +330,32 @@ def _write_metrics(job: Job, model: MatchingModel, val: dict[str, float], starte
         "seconds": round(seconds, 3), **facts, **measured})
 
 
-def write_results(sweep: Sweep, jobs: list[Job], out: Path, command: str) -> list[Path]:
-    """One result file for each variant whose runs are all done: a Result for val and one for test, a value a seed."""
-    data = _data(sweep)
-    written = []
-    for variant in [*sweep.variants, *sweep.ensembles]:
-        own = [job for job in jobs if job.variant == variant]
-        runs = [job.done for job in own]
-        if not all(runs):
-            continue
-        config = deepcopy({name: value for name, value in own[0].recipe.items() if name != "data"})
+class _Results:
+    """Writes the result file of a variant: a Result for val and one for test, a value a seed of the seeds that are done."""
+
+    def __init__(self, sweep: Sweep, jobs: Sequence[Job], out: Path, command: str):
+        self.sweep, self.jobs, self.out, self.command = sweep, jobs, out, command
+
+    def __call__(self, variant: str) -> Path | None:
+        """The file; None where no seed is done."""
+        done = [(job, content) for job in self.jobs if job.variant == variant and (content := job.done)]
+        if not done:
+            return None
+        sweep, data, runs = self.sweep, _data(self.sweep), [content for _, content in done]
+        config = deepcopy({name: value for name, value in done[0][0].recipe.items() if name != "data"})
         for part in [config, *config.get("stages", [])]:
             part.get("train", {}).pop("seed", None)
         config["parameters"] = runs[0]["parameters"]
         config["runs"] = [{name: run[name] for name in RUN_FACTS if name in run} for run in runs]
         about = {
-            "model": sweep.labels.get(variant, variant), "dataset": data.label,
-            "variant": f"{data.variant}-{data.size}" if data.name else "", "seeds": sweep.seeds, "profile": sweep.profile,
-            "config": config, "command": command, "seconds": round(sum(run["seconds"] for run in runs), 3),
+            "model": sweep.labels.get(variant, variant), "dataset": data.label, "variant": data.part,
+            "seeds": [job.seed for job, _ in done], "profile": sweep.profile,
+            "config": config, "command": self.command, "seconds": round(sum(run["seconds"] for run in runs), 3),
             "commit": " ".join(dict.fromkeys(run["commit"] for run in runs)),
         }
         splits = ("val", "test") if sweep.test else ("val",)
         results = [Result.from_runs([run[split] for run in runs], split=split, **about) for split in splits]
-        written.append(write_result(out / f"{sweep.name}__{variant}.json", results))
-    return written
+        return write_result(self.out / f"{sweep.name}__{variant}.json", results)
 
 
 def fingerprint(folder: Path) -> str:
@@ -326,20 +378,35 @@ def _workers(jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker)
 
 
-def _run_all(todo: list[Job], work: Callable[[Job], None], pool: Executor, bar: tqdm, failures: list[str]) -> None:
-    """``work(job)`` for all of ``todo``; what fails is told in ``failures``."""
-    waiting = {pool.submit(work, job): job for job in todo}
+def _run_all(todo: list[Job], jobs: int, pool: Executor, bar: tqdm, write: Callable[[str], Any], failures: list[str]) -> None:
+    """Run all of ``todo``, ``jobs`` at a time, an ensemble as soon as its members are done; what fails is told in ``failures``."""
+    waiting: dict[Future, Job] = {}
+    left = list(todo)
     try:
-        for future in as_completed(waiting):
-            bar.set_postfix_str(waiting[future].name)
-            bar.update()
+        while left or waiting:
+            while len(waiting) < jobs and (ready := _first_ready(left)):
+                left.remove(ready)
+                waiting[pool.submit(run_ensemble if ready.members else run_job, ready)] = ready
+            if not waiting:  # what is left are ensembles of runs that failed
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                job = waiting.pop(future)
+                error = future.exception()
+                if error is None:
+                    write(job.variant)
+                else:
+                    failures.append(_failure(job, error))
+                bar.set_postfix_str(job.name)
+                bar.update()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
-    for future, job in waiting.items():
-        error = future.exception()
-        if error is not None:
-            failures.append(_failure(job, error))
+
+
+def _first_ready(jobs: Sequence[Job]) -> Job | None:
+    """An ensemble whose members are done, or else the first run that is trained."""
+    ready = [job for job in jobs if all(member.done for member in job.members)]
+    return next((job for job in ready if job.members), next(iter(ready), None))
 
 
 def _failure(job: Job, error: BaseException) -> str:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from itm_lib.data.dataset import Batch, BatchSampler, ImageCaptionDataset, collate
 from itm_lib.evaluation.ranking import RetrievalMetrics, map_at_r
-from itm_lib.evaluation.scoring import encode_dataset, evaluating, over_all_processes, similarity_matrix
+from itm_lib.evaluation.scoring import encode_images, encode_tokens, evaluating, over_all_processes, similarity_matrix
 from itm_lib.files import InputError, nearest, replace_atomically
 from itm_lib.models.base import MatchingModel, check_token_kind
 from itm_lib.processes import Share, all_or_none, barrier, from_main, is_main, rank, sharing, usable_cpus, world_size
@@ -146,6 +146,7 @@ class Trainer:
         seed_everything(seed_of(self.config.seed, rank()))
         optimizer = make_optimizer(self.model, self.config)
         self._wrapped, self._optimizer = self._accelerator.prepare(self.model, optimizer)
+        self.model.prepare_captions([*self.train.tokens, *self.val.tokens], self.progress_bar)
         goes_on = from_main(resume and (self.out_dir / LAST).is_file())
         with all_or_none():
             if goes_on:
@@ -349,9 +350,14 @@ class Trainer:
             self.on_epoch(self.history)
 
     def _evaluate(self) -> dict[str, float]:
+        count = min(self.config.val_images or self.val.num_images, self.val.num_images)
+        columns = (self.val.caption_to_image < count).nonzero().squeeze(1)
         with over_all_processes():
-            scores = similarity_matrix(self.model, *encode_dataset(self.model, self.val))
-        return from_main(validation_metrics(scores, self.val))
+            images = encode_images(self.model, self.val, rows=range(count))
+            captions = encode_tokens(self.model, [self.val.tokens[column] for column in columns.tolist()])
+            scores = similarity_matrix(self.model, images, captions)
+        truth = None if self.val.truth is None else self.val.truth[:count, columns]
+        return from_main(validation_metrics(scores, self.val.caption_to_image[columns], truth))
 
     def _is_best(self, value: float) -> bool:
         """Whether the model is the best so far, and what follows from it.
@@ -470,12 +476,12 @@ def perfect(metric: str) -> float:
     return 600.0 if metric == "rsum" else 100.0
 
 
-def validation_metrics(scores: torch.Tensor, val: ImageCaptionDataset) -> dict[str, float]:
-    """Recalls, ranks and rsum of ``scores`` (I, C); with an exact truth also mAP@R and R-Precision, and ``map_at_r``: the
+def validation_metrics(scores: torch.Tensor, caption_to_image: torch.Tensor, truth: torch.Tensor | None = None) -> dict[str, float]:
+    """Recalls, ranks and rsum of ``scores`` (I, C); with an exact ``truth`` (I, C) also mAP@R and R-Precision, and ``map_at_r``: the
     mean of the two directions' mAP@R."""
-    metrics = RetrievalMetrics.from_scores(scores, val.caption_to_image).to_dict()
-    if val.truth is not None:
-        metrics.update(map_at_r(scores, val.truth))
+    metrics = RetrievalMetrics.from_scores(scores, caption_to_image).to_dict()
+    if truth is not None:
+        metrics.update(map_at_r(scores, truth))
         metrics["map_at_r"] = (metrics["i2t_map_at_r"] + metrics["t2i_map_at_r"]) / 2
     return metrics
 

@@ -76,7 +76,7 @@ def literal_sets(model, data):
     found, padded = [], not model.config.mask_before_slot_softmax
     for prediction, features, tokens, mask in ((model.image_set, model.image, data.regions, data.region_mask),
                                                (model.text_set, model.text, data.tokens, data.token_mask)):
-        local, whole = features(tokens, mask)
+        local, whole = features(tokens, mask)[:2]
         rows = []
         for x, g, count in zip(local, whole, mask.sum(1).tolist()):
             x, position = x if padded else x[:count], None
@@ -175,7 +175,7 @@ def test_with_a_bert_sets_are_those_of_the_literal_loop_and_depend_on_the_captio
         for row, mask in enumerate(data.token_mask):
             tokens = data.tokens[row, None, :int(mask.sum())]
             close(model.encode_captions(tokens, torch.ones_like(tokens, dtype=torch.bool)).embedding[0], together[1][row])
-        states, whole = model.text(data.tokens, data.token_mask)
+        states, whole, _ = model.text(data.tokens, data.token_mask)
         first = setting["text_global"] == "first"
         close(whole, states[:, 0] if first else torch.stack([row[mask].amax(0) for row, mask in zip(states, data.token_mask)]))
 

@@ -84,7 +84,7 @@ def test_features_slots_and_sets(path):
     local, whole = model.image(case.regions, case.region_mask)
     case.equal(local[:, :, None], "img_local")
     case.equal(whole, "img_global")
-    local, whole = model.text(case.tokens, case.mask)
+    local, whole, _ = model.text(case.tokens, case.mask)
     for row, count in enumerate(case.mask.sum(1)):
         if "out/txt_local" in case.golden:
             close(local[row, :count], case.golden["out/txt_local"][row, :count], "txt_local")

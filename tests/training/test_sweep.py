@@ -112,7 +112,7 @@ def test_what_is_done_is_kept_and_what_changed_is_made_again(swept, folder, tmp_
     assert names == []
     sweep["variants"]["vse"] = {"model": {"method": "vse", "margin": 0.3}}
     again()
-    assert names == ["vse seed 3", "vse seed 4", "both seed 3", "both seed 4"]
+    assert names == ["vse seed 3", "both seed 3", "vse seed 4", "both seed 4"]
     assert read_json(runs / "scan" / "seed3" / "metrics.json") == before
     assert read_results(tmp_path / "tiny__vse.json")[0].config["model"]["margin"] == 0.3
 
@@ -204,16 +204,57 @@ def test_the_test_split_stays_shut_while_settings_are_chosen(folder, tmp_path, m
 def test_new_data_makes_every_run_again(swept, folder, tmp_path):
     runs, _ = swept
     sweep = load_sweep(written(tmp_path / "tiny.yaml", content(folder)))
-    before, _ = sweep_module.plan(sweep, runs, folder)
+    before = sweep_module.plan(sweep, runs, folder)
     copy = tmp_path / "copy"
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         (copy / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
         (copy / path.relative_to(folder)).write_bytes(path.read_bytes())
-    same, _ = sweep_module.plan(sweep, runs, copy)
+    same = sweep_module.plan(sweep, runs, copy)
     write_json(copy / "truth" / "test.json", {})
-    changed, _ = sweep_module.plan(sweep, runs, copy)
+    changed = sweep_module.plan(sweep, runs, copy)
     assert [job.digest for job in same] == [job.digest for job in before]
     assert not {job.digest for job in changed} & {job.digest for job in before}
+
+
+def test_a_sweep_goes_on_in_a_fresh_checkout_where_its_results_end(swept, folder, tmp_path, monkeypatch):
+    """The runs' folders are gone, the result files are there, as after a clone."""
+    names = in_this_process(monkeypatch)
+    path, out = written(tmp_path / "tiny.yaml", content(folder)), tmp_path / "results"
+    run = lambda home, **chosen: run_sweep(path, out=out, runs=tmp_path / home, progress=False, **chosen)
+    files = run("first", only=["vse", "scan"], seeds=[3])
+    assert names == ["vse seed 3", "scan seed 3"] and [read_results(file)[0].seeds for file in files] == [[3], [3]]
+    first = read_results(out / "tiny__vse.json")
+    names.clear()
+    run("second", only=["vse"])
+    assert names == ["vse seed 4"]
+    both = read_results(out / "tiny__vse.json")
+    assert [result.seeds for result in both] == [[3, 4]] * 2
+    assert [result.metrics["rsum"].values[0] for result in both] == [result.metrics["rsum"].values[0] for result in first]
+    assert both[1].config["runs"][0] == first[1].config["runs"][0]
+    names.clear()
+    run("third")  # the ensemble needs its members' models, so they are trained again; what is done besides is not
+    assert names == ["vse seed 3", "scan seed 3", "both seed 3", "vse seed 4", "scan seed 4", "both seed 4"]
+    again = {file.name: [result.metrics for result in read_results(file)] for file in out.iterdir()}
+    assert again == {file.name: [result.metrics for result in read_results(file)] for file in swept[1]}
+    names.clear()
+    run("fourth")
+    assert names == []
+
+
+def test_results_are_written_after_each_run(folder, tmp_path, monkeypatch):
+    seen = []
+    in_this_process(monkeypatch)
+    run_job = sweep_module.run_job
+    monkeypatch.setattr(sweep_module, "run_job", lambda job: (seen.append(sorted(file.name for file in tmp_path.glob("results/*"))), run_job(job)))
+    run_sweep(written(tmp_path / "tiny.yaml", {**content(folder), "ensembles": {}}), out=tmp_path / "results", runs=tmp_path, progress=False)
+    assert seen == [[], ["tiny__vse.json"], ["tiny__scan.json", "tiny__vse.json"], ["tiny__scan.json", "tiny__vse.json"]]
+
+
+@pytest.mark.parametrize(("chosen", "line"), [({"only": ["vsee"]}, "has no variant 'vsee'; did you mean 'vse'?"), ({"seeds": [5]}, "has no seed 5: its seeds are 3, 4")])
+def test_what_is_chosen_must_be_there(folder, tmp_path, chosen, line):
+    with pytest.raises(InputError) as error:
+        run_sweep(written(tmp_path / "tiny.yaml", content(folder)), out=tmp_path / "results", runs=tmp_path, progress=False, **chosen)
+    assert line in str(error.value)
 
 
 def test_two_sweeps_of_one_name_do_not_run_at_once(folder, tmp_path):
@@ -293,6 +334,6 @@ def test_first_stages_that_runs_have_in_common_are_trained_once(folder, tmp_path
     assert places == {"one/seed3/warm", "one/seed3/middle", "one/seed3", "two/seed3/middle", "two/seed3",
                       "other/seed3/warm", "other/seed3/middle", "other/seed3"}
     alone = {**sweep, "variants": {"two": sweep["variants"]["two"]}}
-    run_sweep(written(tmp_path / "tiny.yaml", alone), out=tmp_path / "results", runs=tmp_path / "alone", progress=False)
+    run_sweep(written(tmp_path / "tiny.yaml", alone), out=tmp_path / "results_alone", runs=tmp_path / "alone", progress=False)
     metrics = [read_json(tmp_path / home / "tiny" / "two" / "seed3" / "metrics.json") for home in ("shared", "alone")]
     assert metrics[0]["test"] == metrics[1]["test"] and metrics[0]["curve"] == metrics[1]["curve"]

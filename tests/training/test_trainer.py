@@ -137,7 +137,7 @@ def test_patience_ends_a_run_that_no_longer_improves(splits, tmp_path):
 def test_of_perfect_epochs_the_last_is_kept_and_patience_still_counts(splits, tmp_path, monkeypatch):
     train, val = splits
     for value, best in ((600.0, 3), (599.0, 1)):  # a val split of a few pictures cannot tell perfect epochs apart
-        monkeypatch.setattr("itm_lib.training.trainer.validation_metrics", lambda scores, val, value=value: {"rsum": value})
+        monkeypatch.setattr("itm_lib.training.trainer.validation_metrics", lambda scores, *_, value=value: {"rsum": value})
         history = Trainer(make(VSE, train), train, val, quick(epochs=9, patience=2), tmp_path / str(best), progress=False).fit()
         assert len(history.epochs) == 3 and history.best["epoch"] == best
 
@@ -582,3 +582,15 @@ def test_set_batches_hold_each_picture_once(splits, tmp_path):
 
     Trainer(make(SetVSE, train), train, val, quick(epochs=1, batch_size=20), tmp_path, progress=False).fit()
     assert SetVSE.shapes == [(20, 40, 20)] * 3
+
+
+def test_epochs_may_be_compared_on_a_part_of_val(folder, tmp_path):
+    train, val = open_split(folder, "train"), open_split(folder, "val")
+    model = make(VSE, train)
+    history = Trainer(model, train, val, TrainConfig(epochs=1, batch_size=20, val_images=5), tmp_path, progress=False).fit()
+    part = val.caption_to_image < 5
+    scores = similarity_matrix(model, *encode_dataset(model, val))
+    expected = evaluate_scores(scores, val)["rsum"], float(trainer_module.RetrievalMetrics.from_scores(scores[:5, part], val.caption_to_image[part]).rsum)
+    assert history.epochs[0]["rsum"] == pytest.approx(expected[1]) and expected[0] != expected[1]
+    every = Trainer(make(VSE, train), train, val, TrainConfig(epochs=1, batch_size=20, val_images=10**6), tmp_path / "all", progress=False).fit()
+    assert every.epochs[0]["rsum"] == pytest.approx(expected[0])
