@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from itm_lib.data.published import DATASETS
 from itm_lib.files import InputError, numbered_jsonl, one_line, read_text
 
 IMAGE = ("image", "file", "filename", "imagename", "imagefile", "imagefilename", "imagepath", "filepath", "path", "picture", "photo",
@@ -198,7 +199,8 @@ def _json(path: Path) -> Iterator[OwnCaption]:
     elif isinstance(content, dict) and isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list):
         yield from _coco(path, content)
     elif isinstance(content, dict) and isinstance(content.get("images"), list):
-        raise InputError(f"{path} looks like one of Karpathy's files: make a dataset folder of it with 'itm data prepare'")
+        name = content.get("dataset") if content.get("dataset") in DATASETS else "NAME"
+        raise InputError(f"{path} looks like one of Karpathy's files: make a dataset folder of it with 'itm data prepare {name}'")
     else:
         raise InputError(f'{path} is not COCO\'s captions: {{"images": [...], "annotations": [...]}} is expected, or a list of rows')
 

@@ -57,8 +57,8 @@ def judged_pairs(judgments: Iterable[ExpertJudgment | CrowdJudgment], dataset: I
 def human_metrics(scores: Tensor | np.ndarray, dataset: ImageCaptionDataset, judgments: Judgments) -> dict[str, float]:
     """What people say of ``scores`` (I, C); empty where no judged pair is in the split.
 
-    Correlations and areas in percent: ``human_expert_correlation``, ``human_crowd_auc``, each also ``*_others``, and
-    ``human_expert_ceiling``. Counts of :func:`top_answers` as ``human_<what>``.
+    Correlations and areas in percent: ``human_expert_correlation``, ``human_expert_ceiling`` and ``human_crowd_auc``, each also ``*_others``; the
+    area is left out where the crowd said the same of all pairs. Counts of :func:`top_answers` as ``human_<what>``.
     """
     values = score_array(scores)
     experts, marked = judged_pairs(judgments.experts, dataset)
@@ -73,7 +73,9 @@ def human_metrics(scores: Tensor | np.ndarray, dataset: ImageCaptionDataset, jud
     if len(crowd):
         given = values[crowd.rows, crowd.columns]
         for name, chosen in (("", np.ones(len(crowd), bool)), ("_others", ~crowd.own)):
-            result[f"human_crowd_auc{name}"] = 100 * float(roc_auc_score(crowd.values[chosen] > 0, given[chosen]))
+            yes = crowd.values[chosen] > 0
+            if yes.any() and not yes.all():
+                result[f"human_crowd_auc{name}"] = 100 * float(roc_auc_score(yes, given[chosen]))
     if len(experts) or len(crowd):
         result.update({f"human_{name}": float(count) for name, count in top_answers(values, dataset, experts, crowd).items()})
     return result
@@ -119,10 +121,10 @@ def _verdicts(pairs: JudgedPairs, right: np.ndarray, shape: tuple[int, int]) -> 
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rank correlation of two series (n,); equal values share the mean of their ranks. NaN where one is constant."""
+    """Spearman's rank correlation of two series (n,); equal values share the mean of their ranks. 0 where one is constant."""
     x, y = (_mean_ranks(values) - (len(values) + 1) / 2 for values in (first, second))
     spread = np.sqrt((x * x).sum() * (y * y).sum())
-    return float((x * y).sum() / spread) if spread else float("nan")
+    return float((x * y).sum() / spread) if spread else 0.0
 
 
 def _mean_ranks(values: np.ndarray) -> np.ndarray:

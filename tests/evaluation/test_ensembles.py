@@ -19,7 +19,7 @@ from itm_lib.evaluation import (
     save_scores,
     similarity_matrix,
 )
-from itm_lib.files import InputError
+from itm_lib.files import InputError, write_json
 
 
 @pytest.fixture
@@ -83,9 +83,10 @@ def small_protocols(monkeypatch):
     monkeypatch.setattr(protocols, "COCO_IMAGES", 25)
 
 
-def split_of(tmp_path, name, images, extra=0, image_ids=None, caption_ids=None):
+def split_of(tmp_path, name, images, extra=0, image_ids=None, caption_ids=None, declared=()):
     """A test split as far as protocols look: five captions an image, the first ``extra`` have one more."""
     folder = make_folder(tmp_path / name, images=images)
+    write_json(folder / "meta.json", {"protocols": list(declared)})
     dataset = open_split(folder, "test")
     dataset.caption_to_image = torch.tensor([*sorted([*range(images)] * 5), *range(extra)])
     dataset.caption_ids = caption_ids or [f"c{number}" for number in range(len(dataset.caption_to_image))]
@@ -94,31 +95,50 @@ def split_of(tmp_path, name, images, extra=0, image_ids=None, caption_ids=None):
     return dataset, scores
 
 
-def test_a_split_of_a_published_size_is_measured_by_its_protocol(tmp_path, small_protocols):
-    dataset, scores = split_of(tmp_path, "flickr30k", 10)
+COCO = ("coco_1k_fivefold", "coco_5k")
+
+
+@pytest.mark.parametrize("name", ["f30k_1k", "flickr8k_1k"])
+def test_a_split_is_measured_by_the_protocol_that_it_declares(tmp_path, small_protocols, name):
+    dataset, scores = split_of(tmp_path, "mine", 10, declared=[name])
     plain = RetrievalMetrics.from_scores(scores, dataset.caption_to_image)
     found = protocol_metrics(scores, dataset)
-    assert list(found) == [f"f30k_1k_{name}" for name in ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")]
-    assert (found["f30k_1k_rsum"], found["f30k_1k_t2i_r5"]) == (plain.rsum, plain.t2i_r5)
-    assert protocol_metrics(*reversed(split_of(tmp_path, "coco_1k", 10))) == {}
-    assert protocol_metrics(*reversed(split_of(tmp_path, "other", 9))) == protocol_metrics(*reversed(split_of(tmp_path, "more", 10, 1))) == {}
+    assert list(found) == [f"{name}_{each}" for each in ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")]
+    assert (found[f"{name}_rsum"], found[f"{name}_t2i_r5"]) == (plain.rsum, plain.t2i_r5)
+    for folder, images, extra in (("fewer", 9, 0), ("more", 10, 1)):  # not the published test split
+        assert protocol_metrics(*reversed(split_of(tmp_path, folder, images, extra, declared=[name]))) == {}
+
+
+def test_neither_a_size_nor_a_name_makes_a_protocol(tmp_path, small_protocols):
+    """A thousand pictures of somebody's own are not Flickr30K, whatever their folder is called."""
+    for name, images in (("flickr30k", 10), ("f30k_1k", 10), ("coco", 25)):
+        assert protocol_metrics(*reversed(split_of(tmp_path, name, images))) == {}
+
+
+def test_an_unknown_protocol_and_a_broken_meta_are_one_line(tmp_path, small_protocols):
+    with pytest.raises(InputError, match=r"^meta\.json of mine declares the protocol 'f30k'; did you mean 'f30k_1k'\?$"):
+        protocol_metrics(*reversed(split_of(tmp_path, "mine", 10, declared=["f30k"])))
+    for content, line in (({"protocols": "f30k_1k"}, '"protocols" must be a list of names'), ([1], "is no mapping of names to values")):
+        write_json(tmp_path / "mine" / "meta.json", content)
+        with pytest.raises(InputError, match=line):
+            open_split(tmp_path / "mine", "test")
 
 
 def test_cocos_5000_pictures_give_five_folds_and_the_whole(tmp_path, small_protocols):
-    dataset, scores = split_of(tmp_path, "coco", 25)
+    dataset, scores = split_of(tmp_path, "mine", 25, declared=COCO)
     found = protocol_metrics(scores, dataset)
     folds = protocols.coco_1k_fivefold(scores, dataset.caption_to_image, 5)
     assert {name.rpartition("_")[0] for name in found if name.endswith("rsum")} == {"coco_1k", "coco_5k"} and len(found) == 14
     assert found["coco_1k_rsum"] == folds.rsum
     assert found["coco_5k_i2t_r1"] == RetrievalMetrics.from_scores(scores, dataset.caption_to_image).i2t_r1
-    assert protocol_metrics(*reversed(split_of(tmp_path, "more", 25, 2))) == {}
+    assert protocol_metrics(*reversed(split_of(tmp_path, "more", 25, 2, declared=COCO))) == {}
 
 
 def test_cocos_own_ids_give_cxc_and_eccv_too(tmp_path, small_protocols, monkeypatch):
     images, captions = list(range(100, 125)), list(range(1000, 1127))
     monkeypatch.setattr(protocols, "coco_test_ids", lambda: (images[::-1], captions[:125]))
     monkeypatch.setattr(protocols, "eccv_caption_metrics", lambda *given: given)
-    dataset, scores = split_of(tmp_path, "coco", 25, 2, [str(each) for each in images], [str(each) for each in captions])
+    dataset, scores = split_of(tmp_path, "coco", 25, 2, [str(each) for each in images], [str(each) for each in captions], COCO)
     kept, *ids = protocol_metrics(scores, dataset)
     assert torch.equal(kept, scores[:, :125]) and ids == [images, captions[:125]]
     dataset.caption_ids[3] = "999"
@@ -128,5 +148,7 @@ def test_cocos_own_ids_give_cxc_and_eccv_too(tmp_path, small_protocols, monkeypa
 def test_evaluate_says_what_the_protocol_says(tmp_path, model, monkeypatch):
     monkeypatch.setattr(protocols, "FLICKR_IMAGES", 3)
     monkeypatch.setattr(protocols, "CAPTIONS_AN_IMAGE", 2)
-    found = evaluate(model, make_folder(tmp_path / "made", images=3), "val")
+    folder = make_folder(tmp_path / "made", images=3)
+    write_json(folder / "meta.json", {"protocols": ["f30k_1k"]})
+    found = evaluate(model, folder, "val")
     assert found["f30k_1k_rsum"] == found["rsum"] and list(found).index("f30k_1k_rsum") > list(found).index("rsum")
