@@ -67,12 +67,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from itm_lib.data.dataset import Batch
 from itm_lib.data.pictures import Pixels
 from itm_lib.files import InputError
 from itm_lib.losses import matched_pairs, positive_mask, semi_hard_loss
 from itm_lib.models.base import Encoding
-from itm_lib.models.dropping import drop_fragments, drop_regions, drop_states
+from itm_lib.models.dropping import drop_regions, drop_states
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
 from itm_lib.models.hinge import HingeModel
 from itm_lib.models.layers import BatchNorm1d, full_mask, masked_max, score_dtype
@@ -590,14 +589,6 @@ class DivE(HingeModel):
         return {**maps, "elements": elements}
 
     # --- training ---
-
-    def forward(self, batch: Batch, gather: Callable[[Encoding], Encoding] | None = None) -> dict[str, Tensor]:
-        """In training, drop regions and words; then as every model."""
-        return super().forward(self.drop(batch) if self.training else batch, gather)
-
-    def drop(self, batch: Batch) -> Batch:
-        """``batch`` with regions and words dropped at random; of a picture, its cells are dropped later."""
-        return drop_fragments(batch, self.config, getattr(self.text, "continues", None))
 
     def loss(self, images: Encoding, captions: Encoding, image_ids: Tensor, caption_image_ids: Tensor) -> dict[str, Tensor]:
         """``loss`` and its terms, before their weights: ``i2t``, ``t2i`` of the hinge loss; those of ``mmd``, ``diversity``,

@@ -1,4 +1,4 @@
-"""Regions and words dropped at random in training, as HREM and DivE do it."""
+"""Regions and words dropped at random in training, as HREM and DivE do it, and the other models if they are told to."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def drop_fragments(batch: Batch, config: Any, continues: Tensor | None = None) -
     if config.region_dropping and batch.regions.dim() == 3:
         mask = full_mask(batch.regions, batch.region_mask)
         values["regions"], values["region_mask"] = drop_regions(batch.regions, mask, config.region_dropping)
-    if config.word_dropping and not config.bert_frozen:
+    if config.word_dropping and not getattr(config, "bert_frozen", False):
         mask_id = UNKNOWN_WORD if config.mask_id is None else config.mask_id
         values["tokens"], values["token_mask"] = drop_words(
             batch.tokens, batch.token_mask, config.word_dropping, mask_id, config.vocab_size, continues)

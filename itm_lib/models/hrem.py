@@ -65,7 +65,7 @@ from itm_lib.data.dataset import Batch
 from itm_lib.files import InputError
 from itm_lib.losses import collapsed_triplet, draw_negatives, hinge_loss, matched_pairs, positive_mask, sampled_triplet_loss
 from itm_lib.models.base import Encoding
-from itm_lib.models.dropping import drop_fragments, drop_states
+from itm_lib.models.dropping import drop_states
 from itm_lib.models.encoders import Projection, RegionProjection, WordGRU
 from itm_lib.models.hinge import HingeModel
 from itm_lib.models.layers import BatchNorm1d, full_mask, l2norm, masked_mean, score_dtype
@@ -555,12 +555,7 @@ class HREM(HingeModel):
         """In training, drop regions and words and count the step; then as every model."""
         if self.training:
             self.step += 1
-            batch = self.drop(batch)
         return super().forward(batch, gather)
-
-    def drop(self, batch: Batch) -> Batch:
-        """``batch`` with regions and words dropped at random."""
-        return drop_fragments(batch, self.config, getattr(self.text, "continues", None))
 
     @property
     def graph_is_on(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -40,7 +40,6 @@ class WordsConfig(GruConfig):
     bert_lr_scale: PositiveFloat = 0.1
     bert_frozen: bool = False
     word_dropping: float = Field(0.2, ge=0, lt=1)
-    mask_id: NonNegativeInt | None = None    # of a masked word; None: <unk> for the GRU, the tokenizer's for BERT
 
     @model_validator(mode="after")
     def _has_its_encoder(self) -> WordsConfig:
