@@ -3,4 +3,8 @@
 Imports point one way: data, features <- models, losses <- evaluation <- training <- search, cli.
 """
 
+from itm_lib import threads
+
 __version__ = "0.1.0"
+
+threads.prepare()  # memory and threads, before torch is loaded: see itm_lib.threads

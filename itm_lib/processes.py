@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from itm_lib import threads
 from itm_lib.files import InputError
 
 PATIENCE = timedelta(days=1)  # for one another, outside of what has a gradient
@@ -50,7 +51,7 @@ def is_main() -> bool:
 
 def usable_cpus() -> int:
     """CPUs that this process may use: more processes that read data than that slow it down."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(threads.usable_cpus())
 
 
 def _joined() -> bool:
