@@ -145,7 +145,7 @@ class RegionWriter:
                  resume: bool = False, progress: bool = False, verify: bool = False, skipped: Mapping[str, str] | None = None,
                  part: Path | None = None, **settings):
         self.path, self.resume, self.image_ids = Path(path), resume, list(image_ids)
-        self.part = part or self.path.with_name(f".{self.path.name}.part" if resume else f".{self.path.name}.{os.getpid()}.part")
+        self.part = part or (part_of(self.path) if resume else self.path.with_name(f".{self.path.name}.{os.getpid()}.part"))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -317,9 +317,19 @@ class RegionWriter:
             raise _not_written(self.path, error) from None
 
 
+def part_of(path: Path) -> Path:
+    """Where the file ``path`` is while it is written by a writer that can be stopped: beside it, in plain sight."""
+    return path.with_name(f"{path.name}.part")
+
+
+def store_bytes(pictures: int, max_regions: int, dim: int, boxes: bool = True) -> int:
+    """How large a file of ours becomes, but for ids and attributes."""
+    return pictures * (max_regions * (2 * dim + (16 if boxes else 0)) + 8)
+
+
 def remove_leftover(path: Path) -> None:
     """Remove the part of the finished file ``path``, if a writer that left pictures out was killed before it could do so."""
-    part = path.with_name(f".{path.name}.part")
+    part = part_of(path)
     try:
         with h5py.File(part, "r") as left, h5py.File(path, "r") as whole:
             of_both = [{name: value for name, value in file.attrs.items() if name != "skipped"} for file in (left, whole)]

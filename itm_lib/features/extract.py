@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from itm_lib.data.pictures import BrokenPicture, as_rgb, find_pictures, picture_size, read_picture
-from itm_lib.data.regions import RegionStore, RegionWriter, remove_leftover
+from itm_lib.data.regions import RegionStore, RegionWriter, part_of, remove_leftover, store_bytes
 from itm_lib.features.extractor import PictureExtractor, Regions
 from itm_lib.files import InputError, locked, one_line
 from itm_lib.processes import usable_cpus
@@ -213,6 +213,10 @@ def _extract(pictures: _Pictures, images: Path, backbone: PictureExtractor, out:
     """Write ``out``; how many pictures were read for it."""
     image_ids = list(pictures.sizes)
     batches = plan_batches([backbone.input_size(size) for size in pictures.sizes.values()], batch_size)
+    if progress:
+        size = store_bytes(len(image_ids), backbone.max_regions, backbone.dim) / 2**20
+        tqdm.write(f"{out}: {len(image_ids):,} pictures of up to {backbone.max_regions} regions of {backbone.dim} numbers, {size:,.1f} MiB; until it is whole "
+                   f"it is {part_of(out).name}", file=sys.stderr)
     reader, device = _Reader([pictures.files[image_id] for image_id in image_ids], backbone.prepare), _device(backbone)
     with RegionWriter(out, image_ids, backbone.max_regions, backbone.dim, backbone.name, resume=True, progress=progress, verify=True,
                       skipped=pictures.broken, images=str(images), **attributes) as writer:

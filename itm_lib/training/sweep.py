@@ -363,7 +363,7 @@ def fingerprint(folder: Path) -> str:
     folder = Path(folder)
     digest = hashlib.sha256()
     needed = [folder / name for name in ("captions.jsonl", "splits.json", "vocabulary.json")]
-    for path in [*needed, *sorted(path for pattern in DATA for path in folder.glob(pattern))]:
+    for path in [*needed, *sorted(path for pattern in DATA for path in folder.glob(pattern) if path.suffix != ".part")]:
         if not path.is_file():
             raise InputError(f"{folder} is no dataset folder, it has no {path.name}: make it first, for example with 'itm data'")
         size = path.stat().st_size

@@ -377,7 +377,7 @@ def content(folder):
 def test_a_killed_import_goes_on_and_ends_with_the_same_bytes(tmp_path, coco, varied, rows, monkeypatch):
     whole = content(import_karpathy(*coco, tmp_path / "whole", "small", **QUIET))
     killed(lambda: import_karpathy(*coco, tmp_path / "out", "small", **QUIET), rows)
-    assert not (tmp_path / "out" / "splits.json").exists() and list((tmp_path / "out" / "regions").glob(".*.part"))
+    assert not (tmp_path / "out" / "splits.json").exists() and list((tmp_path / "out" / "regions").glob("*.part"))
     written, write = [], RegionWriter.write
     monkeypatch.setattr(RegionWriter, "write", lambda self, row, *values: written.append(row) or write(self, row, *values))
     monkeypatch.setattr("itm_lib.data.feature_files._index_tsv", None)  # nothing is gone through twice
@@ -396,7 +396,7 @@ def test_a_second_run_only_checks(tmp_path, archive, monkeypatch):
 def test_a_kept_row_that_was_damaged_is_written_again(tmp_path, archive):
     whole = content(import_scan_archive(archive, tmp_path / "whole", "small", **QUIET))
     killed(lambda: import_scan_archive(archive, tmp_path / "out", "small", **QUIET), 6)
-    part = tmp_path / "out" / "regions" / ".train.h5.part"
+    part = tmp_path / "out" / "regions" / "train.h5.part"
     with h5py.File(part, "r+") as file:
         file["features"][2, 0, 0] += 1
     assert content(import_scan_archive(archive, tmp_path / "out", "small", **QUIET)) == whole
@@ -413,7 +413,7 @@ def test_what_is_left_of_another_source_is_not_gone_on_with(tmp_path, archive, p
 def test_an_unreadable_part_is_begun_anew(tmp_path, archive):
     whole = content(import_scan_archive(archive, tmp_path / "whole", "small", **QUIET))
     (tmp_path / "out" / "regions").mkdir(parents=True)
-    (tmp_path / "out" / "regions" / ".train.h5.part").write_bytes(b"\x89HDF\r\n")
+    (tmp_path / "out" / "regions" / "train.h5.part").write_bytes(b"\x89HDF\r\n")
     (tmp_path / "out" / ".sources.json").write_text('{"cut')
     assert content(import_scan_archive(archive, tmp_path / "out", "small", **QUIET)) == whole
 

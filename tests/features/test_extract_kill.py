@@ -110,7 +110,7 @@ def test_killed_again_and_again_it_goes_on_each_time(world, tmp_path):
     there = [0]
     for _ in range(3):
         assert not attempt(images, tmp_path / "store.h5", Killer("after a row", 4))
-        there.append(rows_in(tmp_path / ".store.h5.part"))
+        there.append(rows_in(tmp_path / "store.h5.part"))
     assert there == sorted(set(there)) and there[-1] >= 9
     assert attempt(images, tmp_path / "store.h5", Killer())
     assert (tmp_path / "store.h5").read_bytes() == expected
@@ -136,7 +136,7 @@ def started(images, out):
     command = [sys.executable, "-c", SCRIPT, str(images), str(out)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, start_new_session=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    part, deadline = out.with_name(f".{out.name}.part"), time.monotonic() + 120
+    part, deadline = out.with_name(f"{out.name}.part"), time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline and not rows_in(part):
         time.sleep(0.01)
     assert process.poll() is None, process.stderr.read()
@@ -153,7 +153,7 @@ def rows_in(part):
 
 def goes_on(world, out):
     images, expected = world
-    assert not out.exists() and 0 < rows_in(out.with_name(f".{out.name}.part")) < 12
+    assert not out.exists() and 0 < rows_in(out.with_name(f"{out.name}.part")) < 12
     run(images, out)
     assert out.read_bytes() == expected
 
