@@ -22,6 +22,8 @@ import subprocess
 import sys
 import time
 
+import itm_lib  # noqa: F401  before torch, as every way in has it
+
 WAYS = {"plain": {"ITM_THREADS": "plain"}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}, "itm": {}}
 MODELS = {
     "vse": {"method": "vse", "embed_dim": 64, "word_dim": 64}, "scan": {"method": "scan", "embed_dim": 64, "word_dim": 64},
@@ -82,8 +84,7 @@ def in_a_process(model: str, threads: int, way: str, steps: int) -> float:
 
 def measure(model_name: str, threads: int, steps: int) -> float:
     """Median milliseconds of a training step: forward, backward, clipping and Adam, on generated data."""
-    import itm_lib  # noqa: F401  before torch, as every way in has it
-    import torch  # noqa: I001
+    import torch
 
     from itm_lib.data.dataset import Batch
     from itm_lib.models import build_model

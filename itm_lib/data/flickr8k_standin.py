@@ -1,0 +1,84 @@
+"""A stand-in for Flickr8k: drawings of the embedded dataset in Flickr8k's own files, for whoever does not have the photographs.
+
+What reads Flickr8k reads it: ``Flickr8k.token.txt``, the three lists, ``images/<number>_<letters>.jpg`` and both files of judgments. The pictures and
+captions are those of OpenMoji Scenes, variant many_to_many, where a caption is true of several pictures. The judgments are *simulated*
+from the exact truth: an expert marks a true pair 3 or 4, and another one the higher the more of its nouns the picture shows; most of the
+crowd says yes to a true pair. No number that is measured on it says anything about photographs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from itm_lib.data import scenes
+from itm_lib.data.captions import Tokenizer
+from itm_lib.data.flickr8k import LISTS, TOKENS
+from itm_lib.data.judgments import FILES
+from itm_lib.files import InputError, held, read_json, read_jsonl, replace_atomically, write_json, write_text
+
+MARKER = "standin.json"
+JUDGED_CAPTION = 2      # the judgments are of caption #2 of a photograph alone, as in Flickr8k
+CLOSEST = 6             # pictures that the experts see for a caption, and
+SEEN_BY_CROWD = 12      # the crowd: those that share the most words with it
+SIMULATED = "simulated from the exact truth of OpenMoji Scenes"
+
+
+def write_standin(out: str | Path, size: str = "smoke", seed: int = 0, progress: bool = True) -> Path:
+    """Write the stand-in into the folder ``out``; returns ``out``. ``size``: of the embedded dataset. What is there already is kept."""
+    out, settings = Path(out), {"size": size, "seed": seed, "generator": scenes.fingerprint(), "judgments": SIMULATED}
+    if (out / MARKER).is_file() and read_json(out / MARKER) == settings:
+        return out
+    if out.is_dir() and not (out / MARKER).is_file() and any(path.name != ".lock" for path in out.iterdir()):
+        raise InputError(f"{out} holds other files: give another folder for the stand-in")
+    folder = scenes.build("many_to_many", size, seed, progress=progress)
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    with held(out / ".lock", f"{out} is being written by another process: wait for it, or give another folder"):
+        (out / MARKER).unlink(missing_ok=True)
+        splits, rows = read_json(folder / "splits.json"), read_jsonl(folder / "captions.jsonl")
+        names = {image_id: _file_name(image_id, number) for number, image_id in enumerate(image_id for split in LISTS for image_id in splits[split])}
+        for image_id, name in tqdm(names.items(), desc="pictures of the stand-in", unit="picture", disable=not progress):
+            if not (out / "images" / name).is_file():
+                with replace_atomically(out / "images" / name) as part, Image.open(folder / "images" / f"{image_id}.png") as picture:
+                    picture.convert("RGB").save(part, format="JPEG", quality=90)
+        captions: dict[str, list[dict]] = {}
+        for row in rows:
+            captions.setdefault(row["image_id"], []).append(row)
+        lines = [f"{name}#{number}\t{row['text']}" for image_id, name in names.items() for number, row in enumerate(captions[image_id])]
+        write_text(out / TOKENS, "\n".join(lines) + "\n")
+        for split, name in LISTS.items():
+            write_text(out / name, "".join(f"{names[image_id]}\n" for image_id in splits[split]))
+        truth = read_json(folder / "truth" / "test.json")
+        for kind, text in _judgments(splits["test"], captions, truth, names, random.Random(seed)).items():
+            write_text(out / FILES[kind], text)
+        write_json(out / MARKER, settings)
+    return out
+
+
+def _file_name(image_id: str, number: int) -> str:
+    """A name like those of Flickr's photographs."""
+    return f"{1000000001 + 7919 * number}_{hashlib.sha256(image_id.encode()).hexdigest()[:10]}.jpg"
+
+
+def _judgments(images: list[str], captions: dict[str, list[dict]], truth: dict[str, list[str]], names: dict[str, str],
+               rng: random.Random) -> dict[str, str]:
+    """The lines of both files: of every test picture's caption #2 with the pictures whose captions share the most words with it."""
+    words = {image_id: {word for row in captions[image_id] for word in Tokenizer()(row["text"])} for image_id in images}
+    experts, crowd = [], []
+    for owner in images:
+        row = captions[owner][JUDGED_CAPTION]
+        own, true = set(Tokenizer()(row["text"])), set(truth[row["caption_id"]])
+        near = sorted(images, key=lambda image_id: (-len(own & words[image_id]), image_id))
+        for place, image_id in enumerate(near[:SEEN_BY_CROWD]):
+            pair = f"{names[image_id]}\t{names[owner]}#{JUDGED_CAPTION}"
+            if place < CLOSEST:
+                level = 3.6 if image_id in true else 1 + 1.6 * len(own & words[image_id]) / len(own)
+                marks = [min(4, max(1, round(level + rng.uniform(-0.7, 0.7)))) for _ in range(3)]
+                experts.append("\t".join([pair, *map(str, sorted(marks))]))
+            yes = sum(rng.random() < (0.9 if image_id in true else 0.06) for _ in range(3))
+            crowd.append(f"{pair}\t{yes / 3:.6g}\t{yes}\t{3 - yes}")
+    return {"experts": "\n".join(experts) + "\n", "crowd": "\n".join(crowd) + "\n"}
