@@ -152,7 +152,7 @@ def data_captions(
     val: Annotated[float, typer.Option(min=0, help="share of the pictures in val, or from 1 on their number; where the captions name no splits")] = 0.1,
     test: Annotated[float, typer.Option(min=0, help="the same for test")] = 0.1,
     seed: SeedOption = 0,
-    min_count: Annotated[int, typer.Option(min=1, help="words that stand less often in the training captions are unknown")] = 1,
+    min_count: Annotated[int | None, typer.Option(min=1, help="words that stand less often in the training captions are unknown; default: 1, 2 or 4 by their number")] = None,
     skip_empty: Annotated[bool, typer.Option("--skip-empty", help="leave out captions without a word in them")] = False,
     partial: Annotated[bool, typer.Option("--partial", help="leave out pictures without captions, and captions without a picture")] = False,
 ) -> None:

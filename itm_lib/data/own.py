@@ -25,7 +25,7 @@ from itm_lib.data.pictures import SUFFIXES, find_pictures
 from itm_lib.data.regions import ALL, RegionStore, find_regions
 from itm_lib.files import InputError, counted
 
-__all__ = ["OwnCaption", "check_captions", "draw_splits", "make_dataset", "read_captions"]
+__all__ = ["OwnCaption", "check_captions", "draw_splits", "make_dataset", "read_captions", "usual_min_count"]
 
 KIND = "own"
 FEWEST = {"train": 2, "val": 1, "test": 1}  # pictures
@@ -35,7 +35,7 @@ SHOWN = 3  # names in an error line
 
 def make_dataset(captions: str | Path | Sequence[OwnCaption], out: str | Path, store: str | Path | None = None,
                  images: str | Path | None = None, name: str | None = None, val: float = 0.1, test: float = 0.1, seed: int = 0,
-                 min_count: int = 1, skip_empty: bool = False, partial: bool = False, progress: bool = True) -> Path:
+                 min_count: int | None = None, skip_empty: bool = False, partial: bool = False, progress: bool = True) -> Path:
     """Make the dataset folder ``out`` of ``captions`` (a source, or what :func:`read_captions` read) and pictures; returns ``out``.
 
     ``store``: the regions of the pictures, linked as regions/all.h5 (default: the one that lies there already); ``images``: the
@@ -43,7 +43,8 @@ def make_dataset(captions: str | Path | Sequence[OwnCaption], out: str | Path, s
     suffix. ``name``: the dataset's, by default the folder's.
 
     ``val``, ``test``: shares of the pictures below 1, or numbers of pictures; see :func:`draw_splits`. They and ``seed`` count
-    only where the captions' source gives no splits. ``min_count``: how often a word stands in the training captions to be known.
+    only where the captions' source gives no splits. ``min_count``: how often a word stands in the training captions to be known; None follows
+    their number, :func:`usual_min_count`.
     ``skip_empty``: leave out captions without a word. ``partial``: leave out captions without a picture and pictures without
     captions, which otherwise are errors. The same arguments give the same bytes.
     """
@@ -51,6 +52,8 @@ def make_dataset(captions: str | Path | Sequence[OwnCaption], out: str | Path, s
     with making(out, name or out.resolve().name, KIND):
         pictures = _Pictures.open(store_in(out, store), images)
         plan = _plan(captions, pictures, chosen)
+        if min_count is None:
+            min_count = usual_min_count(sum(len(picture.captions) for picture in plan.parts["train"]))
         if pictures.store is not None:
             link_store(out, pictures.store.path)
         if images is not None:
@@ -63,6 +66,17 @@ def make_dataset(captions: str | Path | Sequence[OwnCaption], out: str | Path, s
         for line in plan.told():
             tqdm.write(line, file=sys.stderr)
     return out
+
+
+def usual_min_count(captions: int) -> int:
+    """How often a word should stand in so many training captions to be known: 4 as in the papers, less of few captions.
+
+    A word that is never unknown in training leaves ``<unk>`` untrained, and every new word of a query becomes ``<unk>``.
+
+    >>> [usual_min_count(captions) for captions in (100, 5000, 30000)]
+    [1, 2, 4]
+    """
+    return next(count for fewest, count in ((10_000, 4), (2_000, 2), (0, 1)) if captions >= fewest)
 
 
 def check_captions(captions: str | Path | Sequence[OwnCaption], images: str | Path, val: float = 0.1, test: float = 0.1,

@@ -18,8 +18,9 @@ the seed. The final stage's files are where a run without stages has them, those
 ``paper`` names the published row that the recipe is for, as data/paper_results.yaml has it: ``variant`` of its method, null where
 no number is published; and whether the ``settings`` are published, too, or ours, chosen on val.
 
-Recipes that come with the library are found by name: "flickr30k/scan_ti_avg", "coco/scan_ti_avg", "embedded/scan_ti_avg" or, short
-for the last, "scan_ti_avg".
+Recipes that come with the library are found by name: "flickr30k/scan_ti_avg", "flickr8k/scan_ti_avg", "embedded/scan_ti_avg". A short name,
+"scan_ti_avg", is that of the embedded dataset, or of Flickr8k where a folder of other pictures is given: drawings and photographs
+want other settings.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tqdm import tqdm
 
 import itm_lib
-from itm_lib.data.dataset import ImageCaptionDataset, open_split
+from itm_lib.data.dataset import ImageCaptionDataset, open_split, read_meta
 from itm_lib.data.subset import make_subset
 from itm_lib.evaluation import evaluate
 from itm_lib.evaluation.scoring import over_all_processes
@@ -58,7 +59,7 @@ RECIPES = Path(itm_lib.__file__).parent / "assets" / "recipes"
 FROM_DATA = {"region_dim": 1, "vocab_size": 4}  # stand-ins for what the data decides, to check the other settings
 MODEL_FOLDER = "model"
 DONE = "val.json"  # of a finished run: its recipe, and the best model's metrics on val
-PREFERRED = "embedded"  # what a short name means where several folders have it
+PREFERRED, PHOTOGRAPHS = "embedded", "flickr8k"  # what a short name means where several folders have it: on drawings, and on other pictures
 STAGE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # it names a folder, and stands between dots in overrides
 
 
@@ -248,7 +249,8 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = (), data: s
     An override is ``"train.lr=1e-3"``, or ``"stages.fine_tune.train.lr=1e-3"`` for the stage of that name. ``data``: a dataset
     folder, which takes the place of the recipe's data.
     """
-    content = read_yaml(_find(str(name_or_path)))
+    drawings = data is None or "fingerprint" in read_meta(data)  # OpenMoji Scenes name their generator
+    content = read_yaml(_find(str(name_or_path), PREFERRED if drawings else PHOTOGRAPHS))
     if data is not None and isinstance(content, Mapping):
         content = {**content, "data": {"folder": str(data)}}
     return Recipe.parse(override(content, overrides), f"recipe {name_or_path}")
@@ -434,13 +436,14 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path}{place} is not valid YAML ({getattr(error, 'problem', None) or 'broken'}): mend it") from None
 
 
-def _find(name: str) -> Path:
+def _find(name: str, preferred: str = PREFERRED) -> Path:
     if Path(name).suffix in (".yaml", ".yml") or Path(name).is_file():
         return Path(name)
     names = recipe_names()
     found = [known for known in names if known == name or known.rpartition("/")[2] == name]
-    if f"{PREFERRED}/{name}" in found:
-        return RECIPES / PREFERRED / f"{name}.yaml"
+    for folder in (preferred, PREFERRED):
+        if f"{folder}/{name}" in found:
+            return RECIPES / folder / f"{name}.yaml"
     if len(found) == 1:
         return RECIPES / f"{found[0]}.yaml"
     if found:

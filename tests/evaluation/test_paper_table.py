@@ -134,7 +134,7 @@ def test_embedded_results_have_a_column_of_their_own():
 
 def test_every_published_row_is_there_once():
     table = paper_table([], recipes=RECIPES)
-    published = read_paper_results()
+    published = [row for row in read_paper_results() if row.dataset != "flickr8k"]  # no row of the five papers there
     assert table.index.is_unique and len(table) == len(published) + 3  # two recipes without a row, one without COCO 5K's
     assert list(table.index.get_level_values(0).unique()) == [protocol for each in PROTOCOLS_OF.values() for protocol in each]
     assert set(table["paper rSum"]) >= {f"{each.rsum:.1f}" for each in published if each.rsum}
