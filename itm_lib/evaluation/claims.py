@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from itm_lib.evaluation.report import PaperRow, Result, read_paper_results
 from itm_lib.files import InputError, data_dir, nearest, validation_line

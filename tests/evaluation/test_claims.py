@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from itm_lib.evaluation.claims import Claim, by_label, claims_table, count_verdicts, measured, paired_difference, paper_difference, read_claims
+from itm_lib.evaluation.claims import (
+    Claim,
+    by_label,
+    claims_table,
+    count_verdicts,
+    measured,
+    paired_difference,
+    paper_difference,
+    read_claims,
+)
 from itm_lib.evaluation.report import Result, read_results
 from itm_lib.files import InputError, project_root
 
