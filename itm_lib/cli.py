@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 
-from itm_lib.files import InputError, data_dir, nearest, project_root, validation_line
+from itm_lib.files import InputError, data_dir, nearest, project_root, validation_line, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,6 +115,23 @@ def data_check(
 
     for line in describe(folder, checksums, progress=True):
         print(line)
+
+
+@data_app.command("facts")
+def data_facts(
+    folder: Annotated[Path, typer.Argument(help="a dataset folder")],
+    out: Annotated[Path | None, typer.Option(help="write them here, as JSON, in place of printing them")] = None,
+) -> None:
+    """What a dataset is like: lengths of captions, words and how often they stand, what captions of one picture share, regions."""
+    import json
+
+    from itm_lib.data.facts import dataset_facts
+
+    facts = dataset_facts(folder)
+    if out is None:
+        print(json.dumps(facts, indent=1))
+    else:
+        write_json(out, facts)
 
 
 @data_app.command("prepare")

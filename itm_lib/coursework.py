@@ -1084,5 +1084,87 @@ def check_fused_scores(answer: Callable[[Tensor, float], Tensor]) -> None:
     right(answer)
 
 
+# ---- 09 Real photographs ------------------------------------------------------------------------------------------------
+
+def check_verdict(answer: Callable[[Sequence[float], Sequence[float], float], int]) -> None:
+    """``answer(better, worse, t)``: 1, -1 or 0 for an interval of the paired differences above 0, below 0, or with 0 in it."""
+    def judge(better: Sequence[float], worse: Sequence[float], t: float, case: str) -> None:
+        gains = np.subtract(better, worse)
+        n, spread = len(gains), gains.std(ddof=1)
+        apart = t * np.sqrt(np.var(better, ddof=1) / n + np.var(worse, ddof=1) / n)
+        say = lambda half: int(gains.mean() - half > 0) - int(gains.mean() + half < 0)  # noqa: E731
+        expect(answer, (list(better), list(worse), t), say(t * spread / np.sqrt(n)), case, {
+            "divide the standard deviation by the root of the number of seeds": say(t * spread),
+            "the differences of the same seed count, not the spread of each row": say(apart),
+            "the standard deviation of a sample divides by n - 1": say(t * gains.std() / np.sqrt(n)),
+            "the interval is t standard errors wide on either side": say(spread / np.sqrt(n)),
+            "the interval decides, not the sign of the mean": int(np.sign(gains.mean()))})
+
+    judge([12.0, 14.0, 13.0, 15.0], [10.0, 11.0, 11.0, 12.0], 3.182, "four seeds, two or three points ahead each")
+    judge([250.0, 247.0, 258.0], [249.0, 240.0, 246.0], 4.303, "three seeds, 1, 7 and 12 points ahead")
+    judge([240.0, 260.0, 250.0, 230.0], [244.0, 263.0, 255.0, 234.0], 3.182, "four seeds, 3 to 5 points behind, and 10 apart from each other")
+    judge([20.0, 24.0, 19.0, 25.0, 22.0], [18.0, 23.0, 20.0, 22.0, 21.5], 2.776, "five seeds, one of them behind")
+    judge([1.0, 2.1, 3.0], [0.1, 0.4, 1.0], 2.92, "three seeds, a little ahead, t of a 90 % interval")
+    judge([11.25, 13.25, 15.25], [10.0, 11.0, 12.0], 4.303, "three seeds whose interval just has 0 in it")
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        shared, gain = rng.normal(0, 5, 5), rng.uniform(-3, 3)
+        judge(*[(shared + rng.normal(mean, 1.5, 5)).tolist() for mean in (gain, 0.0)], 2.776, "five random seeds")
+    right(answer)
+
+
+def check_crowd_auc(answer: Callable[[Tensor, Tensor], float]) -> None:
+    """``answer(scores (n,), yes (n,) bool)``: area under the ROC curve in percent, equal scores half."""
+    from sklearn.metrics import roc_auc_score
+
+    scores, yes = torch.tensor([0.9, 0.2, 0.4, 0.1]).double(), torch.tensor([True, False, True, True])
+    expect(answer, (scores, yes), 200 / 3, "three pairs with yes and one with no",
+           {"that is a share, asked is percent": 2 / 3, "that is how often a yes is lower": 100 / 3,
+            "compare every pair with yes with every pair with no, not each with its neighbour": 50.0})
+    tied, yes = torch.tensor([0.5, 0.5, 0.9, 0.1]).double(), torch.tensor([True, False, False, True])
+    expect(answer, (tied, yes), 12.5, "a yes and a no with equal scores",
+           {"equal scores count half: they count nothing here": 0.0, "equal scores count half: they count whole here": 25.0})
+    expect(answer, (torch.zeros(6).double(), torch.arange(6) < 2), 50.0, "a scorer that gives every pair the same score",
+           {"equal scores count half, so a constant scorer has 50": 0.0})
+    for seed in range(3):
+        random = torch.randint(0, 12, (40,), generator=_seed(seed)).double()
+        said = torch.rand(40, generator=_seed(seed + 10)) < 0.3
+        expect(answer, (random, said), 100 * roc_auc_score(said.numpy(), random.numpy()), "40 random pairs with ties")
+    right(answer)
+
+
+def check_wrong_but_right(answer: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[int, int, int]]) -> None:
+    """``answer(scores (I, C), caption_to_image (C,), judged (I, C), right (I, C))``: of the captions' first pictures the wrong ones, those
+    of them that were judged, and those that were called right."""
+    def count(scores: Tensor, owners: Tensor, judged: Tensor, called: Tensor) -> list[int]:
+        first, columns = scores.argmax(0), torch.arange(scores.shape[1])
+        wrong = first != owners
+        seen, good = judged[first, columns], called[first, columns]
+        return [int(wrong.sum()), int((wrong & seen).sum()), int((wrong & seen & good).sum())]
+
+    def judge(scores: Tensor, owners: Tensor, judged: Tensor, called: Tensor, case: str) -> None:
+        first, columns, every = scores.argmax(0), torch.arange(scores.shape[1]), count(scores, owners, judged, called)
+        seen, good, wrong = judged[first, columns], called[first, columns], first != owners
+        rows, best = torch.arange(len(scores)), scores.argmax(1)
+        turned = owners[best] != rows, judged[rows, best], called[rows, best]
+        expect(answer, (scores, owners, judged, called), every, case, {
+            "answers that recall counts as right are not asked about": [every[0], int(seen.sum()), int((seen & good).sum())],
+            "count the judged pairs among the wrong first answers, not in the whole matrix": [every[0], int(judged.sum()), int((judged & called).sum())],
+            "a pair that nobody judged cannot be called right": [every[0], every[1], int((wrong & good).sum())],
+            "the queries are the captions: take the first picture of each column": [
+                int(turned[0].sum()), int((turned[0] & turned[1]).sum()), int((turned[0] & turned[1] & turned[2]).sum())],
+        })
+
+    scores = torch.tensor([[0.9, 0.8, 0.1], [0.2, 0.7, 0.6], [0.3, 0.1, 0.2]])
+    judged = torch.tensor([[True, True, False], [False, True, True], [False, False, True]])
+    called = torch.tensor([[True, True, False], [False, True, False], [False, False, True]])
+    judge(scores, torch.arange(3), judged, called, "three captions, two of them answered with another's picture")
+    for seed in range(4):
+        random, owners = torch.rand(10, 30, generator=_seed(seed)), torch.arange(30) // 3
+        seen = torch.rand(10, 30, generator=_seed(seed + 20)) < 0.5
+        judge(random, owners, seen, seen & (torch.rand(10, 30, generator=_seed(seed + 30)) < 0.5), "a random 10 × 30 matrix")
+    right(answer)
+
+
 def _seed(number: int) -> torch.Generator:
     return torch.Generator().manual_seed(number)

@@ -1476,3 +1476,55 @@ def recall_against_time(panels: Mapping[str, Mapping[str, Mapping[float, tuple[f
     axes[0, 0].set_ylabel("recall@10 against exact (%)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+# ---- 09 Real photographs ---------------------------------------------------------------------------------------------------
+
+VERDICTS = {"holds": (GREEN, "o"), "open": (GREY, "s"), "reversed": (RED, "v")}
+MISTAKES = {"subject": BLUE, "action": ORANGE, "number": PURPLE, "colour": RED, "setting": SKY, "none": GREEN}
+
+
+def differences(rows: Sequence[tuple[str, float, float, float, str, float | None]], xlabel: str) -> Figure:
+    """Differences with their intervals, a row each: (name, mean, low, high, verdict, a paper's difference or None).
+
+    The verdict, "holds", "open" or "reversed", is the colour and the marker; a paper's difference is a black diamond without an interval.
+    """
+    figure = Figure(figsize=(9.6, 1.3 + 0.27 * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    for number, (_, mean, low, high, verdict, paper) in enumerate(rows):
+        colour, marker = VERDICTS[verdict]
+        if np.isfinite([low, high]).all():  # one seed has no interval
+            ax.plot([low, high], [number, number], color=colour, linewidth=2)
+        ax.plot(mean, number, marker, color=colour, markersize=6)
+        if paper is not None:
+            ax.plot(paper, number, "D", color=BLACK, markersize=4)
+    ax.axvline(0, color=BLACK, linewidth=1)
+    ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    ax.set(xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
+    ax.grid(axis="x")
+    used = {verdict for *_, verdict, _ in rows}
+    handles = [Line2D([], [], color=colour, marker=marker, label=verdict) for verdict, (colour, marker) in VERDICTS.items() if verdict in used]
+    if any(paper is not None for *_, paper in rows):
+        handles.append(Line2D([], [], color=BLACK, marker="D", linestyle="", markersize=4, label="the paper, Flickr30K"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+def mistake_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
+    """Wrong first answers by kind, a panel a direction and a bar a model: {title: {model: {kind: percent of the queries}}}."""
+    names = list(dict.fromkeys(name for models in panels.values() for name in models))
+    figure = Figure(figsize=(5.4 * len(panels), 1.2 + 0.36 * len(names)), layout="constrained")
+    for ax, (title, models) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
+        for number, name in enumerate(names):
+            left = 0.0
+            for kind, value in models.get(name, {}).items():
+                ax.barh(number, value, 0.7, left=left, color=MISTAKES[kind])
+                if value >= 4:
+                    ax.text(left + value / 2, number, f"{value:.0f}", ha="center", va="center", fontsize=8,
+                            color="white" if MISTAKES[kind] in (BLUE, RED) else BLACK)
+                left += value
+        ax.set_yticks(range(len(names)), names)
+        ax.set(title=title, xlabel="queries with a wrong first answer (%)", ylim=(len(names) - 0.5, -0.5))
+    handles = [Rectangle((0, 0), 1, 1, color=colour, label=kind) for kind, colour in MISTAKES.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return figure

@@ -311,6 +311,33 @@ def fused_scores(rankings, k, first=1):
     return scores
 
 
+# ---- 09 Real photographs -------------------------------------------------------------------------------------------------
+
+def verdict(better, worse, t, paired=True, ddof=1, root=True, times=True, interval=True):
+    better, worse = (torch.tensor(values, dtype=torch.float64) for values in (better, worse))
+    gains = better - worse
+    spread = gains.std(correction=ddof) if paired else (better.var() + worse.var()).sqrt()
+    half = (t if times else 1) * spread / (len(gains) ** 0.5 if root else 1) if interval else 0
+    return int(gains.mean() - half > 0) - int(gains.mean() + half < 0)
+
+
+def crowd_auc(scores, yes, ties=0.5, percent=100.0):
+    above = scores[yes][:, None] - scores[~yes][None]
+    return percent * float(((above > 0).double() + ties * (above == 0).double()).mean())
+
+
+def wrong_but_right(scores, caption_to_image, judged, right, wrong_alone=True, whole=False, turned=False):
+    if turned:
+        rows, columns = torch.arange(len(scores)), scores.argmax(1)
+    else:
+        rows, columns = scores.argmax(0), torch.arange(scores.shape[1])
+    wrong = caption_to_image[columns] != rows
+    kept = wrong if wrong_alone else torch.ones_like(wrong)
+    if whole:
+        return int(wrong.sum()), int(judged.sum()), int(right.sum())
+    return int(wrong.sum()), int((kept & judged[rows, columns]).sum()), int((kept & judged[rows, columns] & right[rows, columns]).sum())
+
+
 CASES = [
     (coursework.check_caption_recall, caption_recall, [
         (lambda s, o, k: caption_recall(s, o, k, ties_against=False), "ties count against the query"),
@@ -569,6 +596,25 @@ CASES = [
         (lambda r, k: fused_scores(r, k) / len(r), "do not take the mean"),
         (lambda r, k: fused_scores(r, 0), "below the line"),
         (lambda r, k: fused_scores(r[:1], k), "the first list alone"),
+    ]),
+    (coursework.check_verdict, verdict, [
+        (lambda b, w, t: verdict(b, w, t, paired=False), "the differences of the same seed count"),
+        (lambda b, w, t: verdict(b, w, t, root=False), "by the root of the number of seeds"),
+        (lambda b, w, t: verdict(b, w, t, ddof=0), "divides by n - 1"),
+        (lambda b, w, t: verdict(b, w, t, times=False), "t standard errors wide|divides by n - 1"),
+        (lambda b, w, t: verdict(b, w, t, interval=False), "the interval decides, not the sign|t standard errors"),
+        (lambda b, w, t: 1, "verdict|gives 1"),
+    ]),
+    (coursework.check_crowd_auc, crowd_auc, [
+        (lambda s, y: crowd_auc(s, y, percent=1.0), "asked is percent"),
+        (lambda s, y: crowd_auc(-s, y), "how often a yes is lower"),
+        (lambda s, y: crowd_auc(s, y, ties=0.0), "they count nothing here"),
+        (lambda s, y: crowd_auc(s, y, ties=1.0), "they count whole here"),
+    ]),
+    (coursework.check_wrong_but_right, wrong_but_right, [
+        (lambda *a: wrong_but_right(*a, wrong_alone=False), "answers that recall counts as right are not asked about"),
+        (lambda *a: wrong_but_right(*a, whole=True), "not in the whole matrix"),
+        (lambda *a: wrong_but_right(*a, turned=True), "the queries are the captions"),
     ]),
 ]
 CHECKERS = {checker.__name__: (checker, answer, wrong) for checker, answer, wrong in CASES}

@@ -638,3 +638,23 @@ def test_recall_against_time_names_the_settings():
     (ax,) = drawn(viz.recall_against_time({"20 000": {"HNSW": {16: (0.1, 70.0), 64: (0.3, 95.0)}}}, {"20 000": 2.0}, limit=50))
     assert ax.lines[0].get_xydata().tolist() == [[0.1, 70], [0.3, 95]] and texts(ax) == ["16", "64"]
     assert set(ax.lines[-1].get_xdata()) == {2} and ax.get_ylim()[0] == 50
+
+
+# ---- 09 Real photographs -------------------------------------------------------------------------------------------------
+
+def test_differences_draw_the_interval_and_the_verdict():
+    figure = viz.differences([("gates", 12.0, 5.0, 19.0, "holds", 3.5), ("residual", -1.0, -4.0, 2.0, "open", None),
+                              ("one seed", 2.0, -np.inf, np.inf, "open", None)], "rsum")
+    (ax,) = drawn(figure)
+    drawn_lines = [line.get_xydata().tolist() for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xydata()) == 2]
+    assert [[5, 0], [19, 0]] in drawn_lines and [[-4, 1], [2, 1]] in drawn_lines and not any(line[0][1] == 2 for line in drawn_lines)
+    markers = {(line.get_marker(), line.get_color(), *line.get_xydata()[0].tolist()) for line in ax.lines}
+    assert {("o", viz.GREEN, 12, 0), ("s", viz.GREY, -1, 1), ("D", viz.BLACK, 3.5, 0)} <= markers
+    assert [text.get_text() for text in figure.legends[0].texts] == ["holds", "open", "the paper, Flickr30K"]
+
+
+def test_mistake_bars_stack_the_kinds():
+    kinds = {"subject": 30.0, "action": 20.0, "number": 5.0, "colour": 6.0, "setting": 10.0, "none": 2.0}
+    left, right = drawn(viz.mistake_bars({"i2t": {"SCAN": kinds, "VSE++": kinds}, "t2i": {"SCAN": kinds}}))
+    assert [bar.get_width() for bar in left.patches[:6]] == list(kinds.values()) and left.patches[2].get_x() == 50
+    assert texts(right) == ["30", "20", "5", "6", "10"]  # 2 % has no room for its number

@@ -94,7 +94,7 @@ def prepare_flickr8k(captions: str | Path, out: str | Path, source: str | Path |
         if images is not None:
             link_images(out, Path(images))
         left_out = {"captions without a photograph": found.without_photograph, "photographs in no split": len(found.in_no_split)}
-        about = {"made_from": found.form, "sources": [_digest(path) for path in found.files], "protocols": [PROTOCOL], "language": "en",
+        about = {"made_from": found.form, "sources": [_digest(path) for path in found.files], "protocols": [PROTOCOL] if not partial or _is_official_test(pictures["test"]) else [], "language": "en",
                  "options": {"min_count": min_count, "skip_empty": skip_empty, "partial": partial},
                  "left_out": {what: count for what, count in left_out.items() if count}, "judgments": judged,
                  "regions": about_images(store) if store is not None else {}}
@@ -190,6 +190,12 @@ def _splits(folder: Path, captions: Mapping[str, object]) -> tuple[list[Path], d
             where[name] = path.name
             splits[split].append(name)
     return list(there.values()), splits
+
+
+def _is_official_test(pictures: Iterable[CaptionedPicture]) -> bool:
+    """Whether these are the 1,000 official test photographs, each with five captions: what the published protocol is about."""
+    official = {str(number) for number in read_json(SPLITS_FILE)["test"]}
+    return {picture.image_id.partition("_")[0] for picture in pictures} == official and all(len(picture.captions) == 5 for picture in pictures)
 
 
 def official_splits(names: Iterable[str]) -> dict[str, list[str]]:

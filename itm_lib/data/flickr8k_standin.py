@@ -19,9 +19,10 @@ from itm_lib.data import scenes
 from itm_lib.data.captions import Tokenizer
 from itm_lib.data.flickr8k import LISTS, TOKENS
 from itm_lib.data.judgments import FILES
+from itm_lib.data.regions import RegionStore, RegionWriter, find_regions
 from itm_lib.files import InputError, held, read_json, read_jsonl, replace_atomically, write_json, write_text
 
-MARKER = "standin.json"
+MARKER, REGIONS = "standin.json", "regions.h5"
 JUDGED_CAPTION = 2      # the judgments are of caption #2 of a photograph alone, as in Flickr8k
 CLOSEST = 6             # pictures that the experts see for a caption, and
 SEEN_BY_CROWD = 12      # the crowd: those that share the most words with it
@@ -56,6 +57,32 @@ def write_standin(out: str | Path, size: str = "smoke", seed: int = 0, progress:
         for kind, text in _judgments(splits["test"], captions, truth, names, random.Random(seed)).items():
             write_text(out / FILES[kind], text)
         write_json(out / MARKER, settings)
+    return out
+
+
+def write_standin_regions(folder: str | Path, progress: bool = True) -> Path:
+    """Write ``folder``/regions.h5 for a stand-in, the embedded dataset's own regions under the stand-in's names; returns it.
+
+    Of drawings the boxes of all objects are known, so they are not looked for in the JPEGs, as ``itm extract`` would.
+    """
+    folder = Path(folder)
+    if not (folder / MARKER).is_file():
+        raise InputError(f"{folder} is no stand-in: make it with write_standin first")
+    settings = read_json(folder / MARKER)
+    scene_folder = scenes.prepare("many_to_many", settings["size"], settings["seed"], progress=progress)
+    splits, out = read_json(scene_folder / "splits.json"), folder / REGIONS
+    with held(folder / ".lock", f"{folder} is being written by another process: wait for it, or give another folder"):
+        stores = [RegionStore(find_regions(scene_folder, split), image_ids=splits[split]) for split in LISTS]
+        names = [Path(_file_name(image_id, number)).stem for number, image_id in enumerate(image_id for split in LISTS for image_id in splits[split])]
+        if out.is_file() and RegionStore(out).attrs.get("source") == settings["generator"] and RegionStore(out).image_ids == names:
+            return out
+        row = 0
+        with RegionWriter(out, names, max(store.max_regions for store in stores), stores[0].dim, str(stores[0].attrs["extractor"]),
+                          source=settings["generator"]) as writer:
+            for store in stores:
+                for number, count in enumerate(store.num_regions):
+                    writer.write(row, store.features([number])[0, :count], store.boxes([number])[0, :count])
+                    row += 1
     return out
 
 

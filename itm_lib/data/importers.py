@@ -339,7 +339,8 @@ class _Folder:
     def finish(self, **settings: Any) -> Path:
         """The small files; meta.json says that all is there."""
         options = {name: value for name, value in vars(self.options).items() if name != "progress"}
-        protocols = list(DATASETS[self.name].protocols) if self.name in DATASETS else []
+        whole = self.name in DATASETS and (not self.options.partial or len(self.pictures["test"]) == DATASETS[self.name].expected["test"])
+        protocols = list(DATASETS[self.name].protocols) if whole else []
         language = {"language": "en"} if self.name in DATASETS else {}
         about = {"made_from": self.made_from, "sources": self.sources, "protocols": protocols, **language, "options": {**options, **settings},
                  "regions": self.regions}

@@ -1,4 +1,4 @@
-"""Ranks, recall, mAP@R, R-Precision, exact R@1 and the ceiling of a score matrix.
+"""Ranks, recall, mAP@R, R-Precision, exact R@1 and the ceiling of a score matrix, and what chance gives.
 
 Scores are (I, C): a row an image, a column a caption, higher is better. Two directions: i2t ranks the captions of
 each image (caption retrieval), t2i ranks the images of each caption (image retrieval). All numbers but ranks are in
@@ -144,6 +144,15 @@ def ceiling(truth: Tensor | np.ndarray, caption_to_image: Tensor | np.ndarray) -
     asked = own > 0
     i2t = {f"i2t_r{k}": _chance(relevant.sum(1)[asked], own[asked], k) for k in KS}
     t2i = {f"t2i_r{k}": _chance(relevant.sum(0), np.ones(len(images), dtype=np.int64), k) for k in KS}
+    return {**i2t, **t2i, "rsum": sum(i2t.values()) + sum(t2i.values())}
+
+
+def chance(images: int, captions_each: int = 5) -> dict[str, float]:
+    """The expected i2t_r1 … t2i_r10 and rsum, in percent, of a random order: of ``images`` pictures with ``captions_each`` captions."""
+    captions = images * captions_each
+    one = np.ones(1, dtype=np.int64)
+    i2t = {f"i2t_r{k}": _chance(captions * one, captions_each * one, k) for k in KS}
+    t2i = {f"t2i_r{k}": _chance(images * one, one, k) for k in KS}
     return {**i2t, **t2i, "rsum": sum(i2t.values()) + sum(t2i.values())}
 
 

@@ -55,8 +55,11 @@ class VSE(HingeModel):
 
     def encode_images(self, regions: Tensor, region_mask: Tensor | None) -> Encoding:
         """Regions (I, R, D) -> ``embedding`` (I, d), unit length."""
-        pool = masked_max if self.config.image_pooling == "max" else masked_mean
-        pooled = pool(self.image(regions), full_mask(regions, region_mask))
+        mask = full_mask(regions, region_mask)
+        if self.config.image_pooling == "max":
+            pooled = masked_max(self.image(regions), mask)
+        else:  # the mean of W f_k + b is W (mean of f_k) + b: one product instead of R
+            pooled = self.image(masked_mean(regions.to(score_dtype(self)), mask)[:, None])[:, 0]
         return Encoding(embedding=l2norm(pooled.to(score_dtype(self))))
 
     def encode_captions(self, tokens: Tensor, token_mask: Tensor) -> Encoding:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+
 import made_flickr8k as made
 import numpy as np
 import pytest
 from PIL import Image
 
 from itm_lib.data import scenes
+from itm_lib.data.dataset import read_meta
 from itm_lib.data.flickr8k import TOKENS, prepare_flickr8k
-from itm_lib.data.flickr8k_standin import write_standin
+from itm_lib.data.flickr8k_standin import write_standin, write_standin_regions
 from itm_lib.data.judgments import read_judgments
 from itm_lib.evaluation import open_split
 from itm_lib.evaluation.human import expert_ceiling, judged_pairs
@@ -58,3 +61,19 @@ def test_the_same_files_every_time_and_nothing_of_others_is_touched(standin, tmp
         write_standin(tmp_path / "mine", progress=False)
     assert (tmp_path / "mine" / TOKENS).read_text() == "my own captions"
     assert "simulated" in read_json(standin / "standin.json")["judgments"]
+
+
+def test_it_declares_no_published_protocol_and_has_regions_of_its_own(standin, tmp_path):
+    standin = shutil.copytree(standin, tmp_path / "standin")
+    store = write_standin_regions(standin, progress=False)
+    written = store.stat().st_mtime_ns
+    assert write_standin_regions(standin, progress=False).stat().st_mtime_ns == written  # kept
+    out = prepare_flickr8k(standin, tmp_path / "out", store, standin / "images", partial=True, progress=False)
+    assert read_meta(out)["protocols"] == []
+    split = open_split(out, "val")
+    scene_folder = scenes.prepare("many_to_many", "smoke", 0, progress=False)
+    original = open_split(scene_folder, "val")
+    assert split.texts == original.texts
+    assert (split.regions.features([3]) == original.regions.features([3])).all() and (split.regions.boxes([3]) == original.regions.boxes([3])).all()
+    with pytest.raises(InputError, match="is no stand-in"):
+        write_standin_regions(tmp_path)

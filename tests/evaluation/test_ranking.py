@@ -6,6 +6,7 @@ import torch
 from eccv_caption import _metrics as package
 
 from itm_lib.evaluation import RetrievalMetrics, ceiling, map_at_r, retrieval_ranks
+from itm_lib.evaluation.ranking import chance
 from itm_lib.files import InputError, project_root
 
 GOLDEN = project_root() / "tests" / "golden" / "scan_rank_metrics_20x100.npz"
@@ -169,3 +170,14 @@ def test_ceiling_refuses_a_truth_that_denies_a_caption_its_own_image():
     truth = np.eye(3, dtype=bool)
     with pytest.raises(InputError, match="^truth says that 2 captions are false of their own image; build the dataset again$"):
         ceiling(truth, np.array([0, 2, 1]))
+
+
+def test_chance_is_what_a_random_order_gets():
+    """Of 40 pictures with 3 captions: the closed form, and the mean over random scores."""
+    owner, rng = np.arange(120) // 3, np.random.default_rng(0)
+    found = [RetrievalMetrics.from_scores(rng.random((40, 120)), owner).to_dict() for _ in range(300)]
+    expected = chance(40, 3)
+    assert expected["t2i_r5"] == pytest.approx(12.5) and expected["i2t_r1"] == pytest.approx(2.5)
+    for name, value in expected.items():
+        assert np.mean([each[name] for each in found]) == pytest.approx(value, abs=1.0), name
+    assert chance(1000)["rsum"] == pytest.approx(3.2, abs=0.01)
