@@ -136,6 +136,17 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def json_lines(value: Any, width: int = 140, depth: int = 0) -> str:
+    """``value`` as JSON in which whatever fits into ``width`` characters stands on one line: short files, and differences that git shows well."""
+    flat = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if len(flat) + depth <= width or not isinstance(value, dict | list):
+        return flat
+    keys = [f"{json.dumps(str(key), ensure_ascii=False)}: " for key in value] if isinstance(value, dict) else [""] * len(value)
+    parts = [f"{key}{json_lines(each, width, depth + 1)}" for key, each in zip(keys, value.values() if isinstance(value, dict) else value)]
+    first, last = ("{", "}") if isinstance(value, dict) else ("[", "]")
+    return first + "\n" + ",\n".join(" " * (depth + 1) + part for part in parts) + "\n" + " " * depth + last
+
+
 def read_json(path: str | Path) -> Any:
     """The JSON value in ``path``. Raises :class:`InputError` if the file is missing or cut short."""
     path = Path(path)

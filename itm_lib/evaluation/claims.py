@@ -30,13 +30,14 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from itm_lib.evaluation.report import PaperRow, Result, read_paper_results
+from itm_lib.evaluation.report import PaperRow, Result, read_paper_results, read_results
 from itm_lib.files import InputError, data_dir, nearest, validation_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CLAIMS_FILE = "claims.yaml"
+DRAWINGS, PHOTOGRAPHS = ("openmoji_scenes", "default-quick"), ("flickr8k", "small")  # dataset and variant of the results
 CONFIDENCE = 0.95
 PAPER_PROTOCOL = "f30k_1k"  # where the papers make their ablations
 Verdict = Literal["holds", "reversed", "open"]
@@ -120,6 +121,18 @@ def by_label(results: Iterable[Result], split: str = "test") -> dict[str, Result
         if result.split == split and (result.model not in found or len(result.seeds) > len(found[result.model].seeds)):
             found[result.model] = result
     return found
+
+
+def measured_places(folder: str | Path | None = None) -> dict[str, tuple[dict[str, Result], bool]]:
+    """Where the claims were tried, as :func:`claims_table` takes it: the drawings' default variant, and the fixed part of Flickr8k.
+
+    ``folder``: of result files, by default data/results. A place without results has none; claims are "not run" there.
+    """
+    files = sorted(Path(folder if folder is not None else data_dir() / "results").glob("*.json"))
+    results = [result for file in files for result in read_results(file)]
+    drawings = by_label(result for result in results if (result.dataset, result.variant) == DRAWINGS)
+    part = by_label(result for result in results if (result.dataset, result.variant) == PHOTOGRAPHS)
+    return {"drawings": (drawings, True), "photographs": (part, False)}
 
 
 def paper_difference(claim: Claim, rows: Sequence[PaperRow] | None = None) -> float | None:

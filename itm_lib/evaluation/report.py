@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from itm_lib.files import InputError, data_dir, nearest, project_root, read_json, write_json
+from itm_lib.files import InputError, data_dir, json_lines, nearest, project_root, read_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,7 +141,8 @@ def commit_id() -> str:
 
 def write_result(path: str | Path, result: Result | Sequence[Result]) -> Path:
     """Write one Result, or a list of them, to ``path`` atomically; returns the path."""
-    write_json(path, result.to_json() if isinstance(result, Result) else [each.to_json() for each in result])
+    content = result.to_json() if isinstance(result, Result) else [each.to_json() for each in result]
+    write_text(path, json_lines(content) + "\n")
     return Path(path)
 
 

@@ -82,3 +82,16 @@ def test_json_is_readable_by_people(tmp_path):
     files.write_json(tmp_path / "x.json", {"wörd": 1})
     assert "wörd" in (tmp_path / "x.json").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"wörd": 1}
+
+
+@pytest.mark.parametrize("value", [[], {}, 3, "a\n\"b\" [1,\n2]", {"a": list(range(60)), "b": {"c": {"d": ["x"] * 50, "e": None}}, "wörd": 1.5}, [[1, 2]] * 50])
+def test_json_lines_is_the_same_json_in_short_lines(value):
+    text = files.json_lines(value, width=60)
+    assert json.loads(text) == value
+    assert text.isascii() or "wörd" in text
+    assert all(len(line) <= 70 for line in text.splitlines()) or isinstance(value, str)
+
+
+def test_json_lines_refuses_what_is_no_json():
+    with pytest.raises(ValueError):
+        files.json_lines([float("nan")])

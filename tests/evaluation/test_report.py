@@ -63,7 +63,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     (lambda text: text[: len(text) // 2], "is not valid JSON"),
     (lambda text: text.replace('"schema": 1', '"schema": 7'), "is not a result of schema 1: schema: Input should be 1; make it again"),
     (lambda text: text.replace('"model"', '"mdl"'), "is not a result of schema 1: model: Field required; make it again"),
-    (lambda text: text.replace('"seeds": [\n  0,', '"seeds": ['), "metric rsum has 2 values for 1 seeds; make it again"),
+    (lambda text: text.replace('"seeds": [0, ', '"seeds": ['), "metric rsum has 2 values for 1 seeds; make it again"),
     (lambda text: "[3]", "is not a result of schema 1: the whole: "),
 ])
 def test_a_damaged_result_is_one_line(tmp_path, damage, line):
