@@ -205,9 +205,9 @@ class _Trial(Trainer):
             if took > ENOUGH or (small, wide) == (images, captions):
                 break
             small, wide = min(2 * small, images), min(2 * wide, captions)
-        val = self.val
-        return (image_seconds * val.num_images / images + caption_seconds * val.num_captions / captions
-                + took * val.num_images * val.num_captions / (small * wide))
+        num_images, columns = self.val_part
+        return (image_seconds * num_images / images + caption_seconds * len(columns) / captions
+                + took * num_images * len(columns) / (small * wide))
 
     def _encode(self, images: int, captions: int) -> tuple[tuple[Encoding, Encoding], float, float]:
         """Encodings of the first images and captions, and the seconds of each."""

@@ -349,9 +349,14 @@ class Trainer:
         if self.on_epoch:
             self.on_epoch(self.history)
 
-    def _evaluate(self) -> dict[str, float]:
+    @property
+    def val_part(self) -> tuple[int, torch.Tensor]:
+        """How many pictures of val epochs are compared on, and the rows of their captions."""
         count = min(self.config.val_images or self.val.num_images, self.val.num_images)
-        columns = (self.val.caption_to_image < count).nonzero().squeeze(1)
+        return count, (self.val.caption_to_image < count).nonzero().squeeze(1)
+
+    def _evaluate(self) -> dict[str, float]:
+        count, columns = self.val_part
         with over_all_processes():
             images = encode_images(self.model, self.val, rows=range(count))
             captions = encode_tokens(self.model, [self.val.tokens[column] for column in columns.tolist()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import sys
@@ -35,6 +36,14 @@ def test_it_counts_what_the_run_then_does(folder, tmp_path):
     assert found.hours == pytest.approx((48 * stage.step_seconds + 2 * stage.evaluation_seconds) / 3600)
     assert found.disk == stage.checkpoint + 2 * stage.weights and found.missing == () and found.free > 0
     assert 0 < stage.step_seconds < 5 and 0 < stage.evaluation_seconds < 60 and math.isfinite(found.hours)
+
+
+def test_a_part_of_val_costs_its_part(folder, monkeypatch):
+    """A clock that ticks once a call: what is projected goes with the pictures that epochs are compared on."""
+    ticks = itertools.count()
+    monkeypatch.setattr(sys.modules["itm_lib.training.dry_run"].time, "perf_counter", lambda: float(next(ticks)))
+    whole, part = (dry_run(recipe(folder, **more), progress=False).stages[0].evaluation_seconds for more in ({}, {"val_images": 5}))
+    assert part < whole / 3
 
 
 def test_its_table_says_what_is_measured_and_what_is_projected(folder):
