@@ -173,7 +173,7 @@ def run_sweep(path: str | Path, jobs: int = 1, out: str | Path | None = None, ru
     """Run what is not done yet of the sweep ``path``, ``jobs`` runs at a time, and write a result file a variant.
 
     ``out``: folder of the results (default data/results); ``runs``: folder of the runs (default runs/sweeps);
-    ``fresh`` makes every run again. ``only``, ``seeds``: these variants and ensembles, and these seeds, alone; none: all. Each run is one process
+    ``fresh`` makes the runs again. ``only``, ``seeds``: these variants and ensembles, and these seeds, alone; none: all. Each run is one process
     on one thread, so its numbers do not depend on ``jobs``. A failed run does not stop the others; at the end one line
     (:class:`InputError`) names it. Returns the result files.
     """
@@ -186,13 +186,15 @@ def run_sweep(path: str | Path, jobs: int = 1, out: str | Path | None = None, ru
     with sole_use(home):
         models = [sweep.recipe(variant, sweep.seeds[0]).plan[-1].config for variant in sweep.variants]
         data = _data(sweep).prepare(progress, regions=any(model.pixels is None for model in models))
-        planned = plan(sweep, home, data, {} if fresh else _known_runs(sweep, out))
-        chosen = [job for job in planned if (not only or job.variant in only) and (not seeds or job.seed in seeds)]
-        chosen = _with_members(chosen, planned)
+        known = _known_runs(sweep, out)
+        planned = plan(sweep, home, data, known)
         if fresh:
-            for job in chosen:
+            for job in _chosen(sweep, planned, only, seeds):  # other runs of the same files stay as they are
+                known.pop((job.variant, job.digest), None)
                 for name in (METRICS, BEGUN):
                     (job.folder / name).unlink(missing_ok=True)
+            planned = plan(sweep, home, data, known)
+        chosen = _with_members([job for job in _chosen(sweep, planned, only, seeds) if not only or job.variant in only], planned)
         write = _Results(sweep, planned, out, f"itm sweep {_shown(Path(path))}")
         failures: list[str] = []
         with tqdm(total=len(chosen), desc=f"sweep {sweep.name}", unit="run", disable=not progress) as bar:
@@ -206,6 +208,12 @@ def run_sweep(path: str | Path, jobs: int = 1, out: str | Path | None = None, ru
         more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
         raise InputError(f"sweep {sweep.name}: {failures[0]}{more}; the other runs are kept, start it again to go on")
     return written
+
+
+def _chosen(sweep: Sweep, planned: list[Job], only: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """The jobs of the variants and ensembles ``only``, and of those ensembles' members, with these ``seeds``; none given: all."""
+    names = {*only, *(member for name in only for member in sweep.ensembles.get(name, ()))}
+    return [job for job in planned if (not names or job.variant in names) and (not seeds or job.seed in seeds)]
 
 
 def _check_chosen(sweep: Sweep, only: Sequence[str], seeds: Sequence[int], where: str) -> None:

@@ -239,6 +239,12 @@ def test_a_sweep_goes_on_in_a_fresh_checkout_where_its_results_end(swept, folder
     names.clear()
     run("fourth")
     assert names == []
+    run("fourth", only=["vse"], seeds=[4], fresh=True)  # of the same file, the other seed stays
+    assert names == ["vse seed 4"]
+    assert [result.metrics for result in read_results(out / "tiny__vse.json")] == again["tiny__vse.json"]
+    names.clear()
+    run("fourth", only=["both"], seeds=[3], fresh=True)
+    assert names == ["vse seed 3", "scan seed 3", "both seed 3"] and read_results(out / "tiny__both.json")[0].seeds == [3, 4]
 
 
 def test_results_are_written_after_each_run(folder, tmp_path, monkeypatch):
