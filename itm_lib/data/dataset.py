@@ -324,7 +324,7 @@ def open_split(folder: str | Path, split: str, in_memory: bool | None = None, vo
     """The ``"train"`` or ``"val"`` split of a dataset folder, its captions in tokens of ``vocabulary`` (default: the folder's words).
 
     With ``pixels``, a model's ``pixels``, images are the pictures themselves and not their regions. ``in_memory``: whether
-    regions are loaded, or read row by row; None loads them if they take at most 1 GiB.
+    regions are loaded, or read row by row; None loads them if they take at most 512 MiB.
 
     ``"test"`` is refused here: it opens in itm_lib.evaluation alone, once, after every choice is made.
     """

@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from itm_lib.files import InputError, one_line, read_json
 
-IN_MEMORY = 2**30  # bytes of features up to which in_memory=None loads them
+IN_MEMORY = 2**29  # bytes of features up to which in_memory=None loads them; reading rows costs little more
 HALF = np.finfo(np.float16).max
 ALL = "all"            # regions/all.h5: one store of all splits
 LEFT_OUT = -1          # num_regions of a row, in a file that is not whole yet
@@ -341,7 +341,7 @@ def remove_leftover(path: Path) -> None:
 
 class RegionStore:
     """Reads region features, from .h5 or .npy. Rows are read when asked for; ``in_memory=True`` loads all, None those of at most
-    1 GiB. It may be handed to other processes, by fork or pickle.
+    512 MiB. It may be handed to other processes, by fork or pickle.
 
     ``image_ids``: these pictures alone, in this order, of the more that the file has.
 
