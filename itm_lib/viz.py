@@ -32,6 +32,7 @@ DIRECTIONS = {"i2t": "picture to captions (i2t)", "t2i": "caption to pictures (t
 WIDE = 6  # up to so many columns of a score matrix have room for wrapped captions
 # sign, colour and line of a retrieved item
 OWN, ALSO_TRUE, TRUE, WRONG = ("✓ own", GREEN, "-"), ("✓ also true", GREEN, (0, (3, 2))), ("✓ true", GREEN, "-"), ("✗ false", RED, "-")
+OTHER = ("another", GREY, (0, (1, 1)))  # nobody knows whether it is true
 
 
 def style() -> None:
@@ -86,27 +87,31 @@ def caption_list(pictures: Sequence[Any], captions: Sequence[Sequence[str]], own
 
 
 def retrieved_pictures(queries: Sequence[str], pictures: Sequence[Sequence[Any]], own: Sequence[Sequence[bool]] | None,
-                       true: Sequence[Sequence[bool]], scores: Sequence[Sequence[float]] | None = None,
+                       true: Sequence[Sequence[bool]] | None, scores: Sequence[Sequence[float]] | None = None,
                        width: float = 1.75, regions: Sequence[Sequence[tuple[Any, Any]]] | None = None) -> Figure:
     """A row a query caption: its best pictures from left to right.
 
     A solid green frame is the picture the caption was written for, a dashed green one another picture it is true of, a
     red one a picture it is false of. ``own`` and ``true`` (queries, pictures) say which is which; of a query that was written for
-    none, ``own`` is None, and what is true has a solid frame. ``regions``: boxes (r, 4) and
+    none, ``own`` is None, and what is true has a solid frame. Where nobody knows what is true, as of photographs, ``true`` is None, and
+    all others are grey. ``regions``: boxes (r, 4) and
     weights (r,) of each picture; boxes are filled by weight, the largest is framed.
     """
     columns = max(len(row) for row in pictures)
     figure = Figure(figsize=(columns * width, len(queries) * (width + 0.55)), layout="constrained")
     nothing = [None] * len(queries)
     for part, query, row, is_own, is_true, marks, looks in zip(
-            figure.subfigures(len(queries), 1, squeeze=False)[:, 0], queries, pictures, own if own is not None else nothing, true,
+            figure.subfigures(len(queries), 1, squeeze=False)[:, 0], queries, pictures, own if own is not None else nothing, true if true is not None else nothing,
             scores if scores is not None else nothing, regions if regions is not None else nothing):
         part.suptitle(f"“{query}”", x=0.01, ha="left", fontsize=10, weight="bold")
         for place, ax in enumerate(part.subplots(1, columns, squeeze=False)[0]):
             if place >= len(row):
                 ax.set_axis_off()
                 continue
-            mark, colour, line = _verdict(is_own[place], is_true[place]) if is_own is not None else TRUE if is_true[place] else WRONG
+            if is_true is None:
+                mark, colour, line = OWN if is_own is not None and is_own[place] else OTHER
+            else:
+                mark, colour, line = _verdict(is_own[place], is_true[place]) if is_own is not None else TRUE if is_true[place] else WRONG
             height, breadth = _picture(ax, row[place])
             if looks is not None:
                 _weighted_boxes(ax, np.asarray(looks[place][0], dtype=float) * [breadth, height, breadth, height], looks[place][1], 0.35)

@@ -642,6 +642,11 @@ def test_recall_against_time_names_the_settings():
 
 # ---- 09 Real photographs -------------------------------------------------------------------------------------------------
 
+def test_retrieved_pictures_without_a_truth_call_none_false():
+    axes = drawn(viz.retrieved_pictures(["a dog"], [[PICTURE] * 2], own=[[False, True]], true=None))
+    assert [ax.get_xlabel() for ax in axes] == [viz.OTHER[0], viz.OWN[0]]
+
+
 def test_differences_draw_the_interval_and_the_verdict():
     figure = viz.differences([("gates", 12.0, 5.0, 19.0, "holds", 3.5), ("residual", -1.0, -4.0, 2.0, "open", None),
                               ("one seed", 2.0, -np.inf, np.inf, "open", None)], "rsum")
