@@ -1093,18 +1093,19 @@ def check_verdict(answer: Callable[[Sequence[float], Sequence[float], float], in
         n, spread = len(gains), gains.std(ddof=1)
         apart = t * np.sqrt(np.var(better, ddof=1) / n + np.var(worse, ddof=1) / n)
         say = lambda half: int(gains.mean() - half > 0) - int(gains.mean() + half < 0)  # noqa: E731
+        usual = {3: 4.303, 4: 3.182, 5: 2.776}[n]
         expect(answer, (list(better), list(worse), t), say(t * spread / np.sqrt(n)), case, {
+            "use the t that is given": say(usual * spread / np.sqrt(n)),
             "divide the standard deviation by the root of the number of seeds": say(t * spread),
             "the differences of the same seed count, not the spread of each row": say(apart),
             "the standard deviation of a sample divides by n - 1": say(t * gains.std() / np.sqrt(n)),
-            "the interval is t standard errors wide on either side": say(spread / np.sqrt(n)),
-            "the interval decides, not the sign of the mean": int(np.sign(gains.mean()))})
+            "the interval decides, not the sign of the mean, and it is t standard errors wide on either side": say(spread / np.sqrt(n))})
 
-    judge([12.0, 14.0, 13.0, 15.0], [10.0, 11.0, 11.0, 12.0], 3.182, "four seeds, two or three points ahead each")
+    judge([11.5, 13.5, 11.5, 13.5], [10.0, 10.0, 10.0, 10.0], 3.182, "four seeds, 1.5 or 3.5 points ahead each")
     judge([250.0, 247.0, 258.0], [249.0, 240.0, 246.0], 4.303, "three seeds, 1, 7 and 12 points ahead")
     judge([240.0, 260.0, 250.0, 230.0], [244.0, 263.0, 255.0, 234.0], 3.182, "four seeds, 3 to 5 points behind, and 10 apart from each other")
     judge([20.0, 24.0, 19.0, 25.0, 22.0], [18.0, 23.0, 20.0, 22.0, 21.5], 2.776, "five seeds, one of them behind")
-    judge([1.0, 2.1, 3.0], [0.1, 0.4, 1.0], 2.92, "three seeds, a little ahead, t of a 90 % interval")
+    judge([1.0, 2.1, 3.0], [0.5, 0.4, 1.0], 2.92, "three seeds, a little ahead, t of a 90 % interval")
     judge([11.25, 13.25, 15.25], [10.0, 11.0, 12.0], 4.303, "three seeds whose interval just has 0 in it")
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -1162,7 +1163,8 @@ def check_wrong_but_right(answer: Callable[[Tensor, Tensor, Tensor, Tensor], tup
     for seed in range(4):
         random, owners = torch.rand(10, 30, generator=_seed(seed)), torch.arange(30) // 3
         seen = torch.rand(10, 30, generator=_seed(seed + 20)) < 0.5
-        judge(random, owners, seen, seen & (torch.rand(10, 30, generator=_seed(seed + 30)) < 0.5), "a random 10 × 30 matrix")
+        called = torch.rand(10, 30, generator=_seed(seed + 30)) < 0.5
+        judge(random, owners, seen, called & seen if seed else called, "a random 10 × 30 matrix")
     right(answer)
 
 

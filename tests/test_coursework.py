@@ -601,8 +601,9 @@ CASES = [
         (lambda b, w, t: verdict(b, w, t, paired=False), "the differences of the same seed count"),
         (lambda b, w, t: verdict(b, w, t, root=False), "by the root of the number of seeds"),
         (lambda b, w, t: verdict(b, w, t, ddof=0), "divides by n - 1"),
-        (lambda b, w, t: verdict(b, w, t, times=False), "t standard errors wide|divides by n - 1"),
-        (lambda b, w, t: verdict(b, w, t, interval=False), "the interval decides, not the sign|t standard errors"),
+        (lambda b, w, t: verdict(b, w, t, times=False), "t standard errors wide"),
+        (lambda b, w, t: verdict(b, w, t, interval=False), "the interval decides, not the sign"),
+        (lambda b, w, t: verdict(b, w, {3: 4.303, 4: 3.182, 5: 2.776}[len(b)]), "use the t that is given"),
         (lambda b, w, t: 1, "verdict|gives 1"),
     ]),
     (coursework.check_crowd_auc, crowd_auc, [
@@ -615,6 +616,7 @@ CASES = [
         (lambda *a: wrong_but_right(*a, wrong_alone=False), "answers that recall counts as right are not asked about"),
         (lambda *a: wrong_but_right(*a, whole=True), "not in the whole matrix"),
         (lambda *a: wrong_but_right(*a, turned=True), "the queries are the captions"),
+        (lambda s, c, j, r: (*wrong_but_right(s, c, j, r)[:2], wrong_but_right(s, c, torch.ones_like(j), r)[2]), "nobody judged cannot be called right"),
     ]),
 ]
 CHECKERS = {checker.__name__: (checker, answer, wrong) for checker, answer, wrong in CASES}

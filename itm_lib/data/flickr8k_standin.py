@@ -2,14 +2,15 @@
 
 What reads Flickr8k reads it: ``Flickr8k.token.txt``, the three lists, ``images/<number>_<letters>.jpg`` and both files of judgments. The pictures and
 captions are those of OpenMoji Scenes, variant many_to_many, where a caption is true of several pictures. The judgments are *simulated*
-from the exact truth: an expert marks a true pair 3 or 4, and another one the higher the more of its nouns the picture shows; most of the
-crowd says yes to a true pair. No number that is measured on it says anything about photographs.
+from the exact truth: an expert marks a true pair 3 or 4, and another pair the higher the more words it shares with the picture's captions; most
+of the crowd says yes to a true pair. No number that is measured on it says anything about photographs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 from pathlib import Path
 
 from PIL import Image
@@ -32,14 +33,19 @@ SIMULATED = "simulated from the exact truth of OpenMoji Scenes"
 def write_standin(out: str | Path, size: str = "smoke", seed: int = 0, progress: bool = True) -> Path:
     """Write the stand-in into the folder ``out``; returns ``out``. ``size``: of the embedded dataset. What is there already is kept."""
     out, settings = Path(out), {"size": size, "seed": seed, "generator": scenes.fingerprint(), "judgments": SIMULATED}
-    if (out / MARKER).is_file() and read_json(out / MARKER) == settings:
-        return out
-    if out.is_dir() and not (out / MARKER).is_file() and any(path.name != ".lock" for path in out.iterdir()):
-        raise InputError(f"{out} holds other files: give another folder for the stand-in")
     folder = scenes.build("many_to_many", size, seed, progress=progress)
-    (out / "images").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     with held(out / ".lock", f"{out} is being written by another process: wait for it, or give another folder"):
-        (out / MARKER).unlink(missing_ok=True)
+        there = read_json(out / MARKER) if (out / MARKER).is_file() else None
+        if there == settings:
+            return out
+        if there is None and any(path.name != ".lock" for path in out.iterdir()):
+            raise InputError(f"{out} holds other files: give another folder for the stand-in")
+        write_json(out / MARKER, {"unfinished": settings})  # first, so that what a kill leaves behind is known as ours
+        if there is not None and there.get("unfinished") != settings:  # pictures and regions of another size or seed
+            shutil.rmtree(out / "images", ignore_errors=True)
+            (out / REGIONS).unlink(missing_ok=True)
+        (out / "images").mkdir(exist_ok=True)
         splits, rows = read_json(folder / "splits.json"), read_jsonl(folder / "captions.jsonl")
         names = {image_id: _file_name(image_id, number) for number, image_id in enumerate(image_id for split in LISTS for image_id in splits[split])}
         for image_id, name in tqdm(names.items(), desc="pictures of the stand-in", unit="picture", disable=not progress):
@@ -66,9 +72,9 @@ def write_standin_regions(folder: str | Path, progress: bool = True) -> Path:
     Of drawings the boxes of all objects are known, so they are not looked for in the JPEGs, as ``itm extract`` would.
     """
     folder = Path(folder)
-    if not (folder / MARKER).is_file():
-        raise InputError(f"{folder} is no stand-in: make it with write_standin first")
-    settings = read_json(folder / MARKER)
+    settings = read_json(folder / MARKER) if (folder / MARKER).is_file() else {}
+    if "size" not in settings:
+        raise InputError(f"{folder} is no stand-in, or an unfinished one: make it with write_standin first")
     scene_folder = scenes.prepare("many_to_many", settings["size"], settings["seed"], progress=progress)
     splits, out = read_json(scene_folder / "splits.json"), folder / REGIONS
     with held(folder / ".lock", f"{folder} is being written by another process: wait for it, or give another folder"):

@@ -1,7 +1,7 @@
 """Claims of the papers, and whether they hold where something else was measured: a difference, its interval over seeds, and a verdict.
 
 A claim says that one row of a table is better than another. Measured again, both rows have a value a seed, and what counts is the
-*paired* difference: the same seed gives both runs the same order of the data. Its 95 % confidence interval is Student's,
+*paired* difference of the same seed, which gives both runs the same order of the data where they use the same batches. Its 95 % confidence interval is Student's,
 
     mean(d) ± t(0.975, n - 1) · sd(d) / √n
 
@@ -12,8 +12,11 @@ verdict   the interval of the difference, better less worse
 ========  =====================================================
 holds     lies above 0
 reversed  lies below 0
-open      has 0 in it, or there are fewer than two common seeds
+open      has 0 in it
+one seed  cannot be computed: there are fewer than two common seeds
 ========  =====================================================
+
+The interval is about seeds alone. Other test pictures would move a difference, too.
 
 The claims themselves stand in data/claims.yaml, with the labels of the rows that data/results has and the papers' variants.
 """
@@ -40,7 +43,7 @@ CLAIMS_FILE = "claims.yaml"
 DRAWINGS, PHOTOGRAPHS = ("openmoji_scenes", "default-quick"), ("flickr8k", "small")  # dataset and variant of the results
 CONFIDENCE = 0.95
 PAPER_PROTOCOL = "f30k_1k"  # where the papers make their ablations
-Verdict = Literal["holds", "reversed", "open"]
+Verdict = Literal["holds", "reversed", "open", "one seed"]
 
 
 class Claim(BaseModel):
@@ -72,6 +75,8 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
+        if len(self.seeds) < 2:
+            return "one seed"
         return "holds" if self.low > 0 else "reversed" if self.high < 0 else "open"
 
     def __str__(self) -> str:
@@ -181,11 +186,11 @@ def claims_table(claims: Iterable[Claim], places: Mapping[str, tuple[Mapping[str
 
 
 def count_verdicts(claims: Iterable[Claim], places: Mapping[str, tuple[Mapping[str, Result], bool]], metric: str = "rsum") -> dict[str, dict[str, int]]:
-    """How many claims hold, are open and are reversed in each place; "both" counts those alone that all places have run."""
+    """How many claims hold, are open and are reversed in each place, of those that all ``places`` have run with two common seeds or more."""
     claims = list(claims)
     verdicts = {place: [found.verdict if (found := measured(claim, results, drawings, metric)) else None for claim in claims]
                 for place, (results, drawings) in places.items()}
-    common = [all(own[number] for own in verdicts.values()) for number in range(len(claims))]
+    common = [all(own[number] not in (None, "one seed") for own in verdicts.values()) for number in range(len(claims))]
     return {place: {what: sum(verdict == what and shared for verdict, shared in zip(own, common)) for what in ("holds", "open", "reversed")}
             for place, own in verdicts.items()}
 

@@ -8,8 +8,9 @@ Recall@K knows one photograph for a caption, the one that the caption was writte
 * **rank correlation** (Spearman) of a model's scores with the experts' mean marks over all pairs that they judged. It needs no top answers.
 * **area under the ROC curve** of a model's scores for the crowd's yes: the chance that a pair with yes has a higher score than one with no.
 
-The ceiling of the correlation is one expert's with the mean of the two others, averaged over the three. ``*_others``: the same without the
-pairs of a photograph and a caption that was written for it, which every model has been trained to find.
+For comparison: the correlation of one expert's mark with the mean of the two others' (``*_ceiling``). It is a reference, not a strict limit, since a model is
+compared with the mean of three experts, which has less noise. ``*_others``: the same without the pairs of a photograph and a caption that was written for it, the
+kind of pair that models are trained to find.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def human_metrics(scores: Tensor | np.ndarray, dataset: ImageCaptionDataset, jud
         given = values[experts.rows, experts.columns]
         marks = np.array([each.marks for each in marked], dtype=np.float64)
         for name, chosen in (("", np.ones(len(experts), bool)), ("_others", ~experts.own)):
+            if not chosen.any():
+                continue
             result[f"human_expert_correlation{name}"] = 100 * spearman(given[chosen], experts.values[chosen])
             result[f"human_expert_ceiling{name}"] = 100 * expert_ceiling(marks[chosen])
     if len(crowd):
@@ -135,6 +138,10 @@ def _mean_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def expert_ceiling(marks: np.ndarray) -> float:
-    """Mean over the experts of the correlation of one expert's marks with the mean of the others': ``marks`` (n, 3)."""
-    found = [spearman(marks[:, one], np.delete(marks, one, axis=1).mean(1)) for one in range(marks.shape[1])]
-    return float(np.mean(found))
+    """Spearman's correlation of one expert's mark with the mean of the others', over all experts and pairs: ``marks`` (n, 3).
+
+    The file lists the three marks of a pair in ascending order, so a column is no person, and correlations by column would be of order statistics.
+    Over all experts together the order within a row does not matter.
+    """
+    others = (marks.sum(1, keepdims=True) - marks) / (marks.shape[1] - 1)
+    return spearman(marks.ravel(), others.ravel())

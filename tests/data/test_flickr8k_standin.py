@@ -77,3 +77,20 @@ def test_it_declares_no_published_protocol_and_has_regions_of_its_own(standin, t
     assert (split.regions.features([3]) == original.regions.features([3])).all() and (split.regions.boxes([3]) == original.regions.boxes([3])).all()
     with pytest.raises(InputError, match="is no stand-in"):
         write_standin_regions(tmp_path)
+
+
+def test_an_interrupted_stand_in_is_finished_and_another_size_starts_anew(tmp_path, monkeypatch):
+    out = tmp_path / "flickr8k"
+    with monkeypatch.context() as patch:
+        patch.setattr("itm_lib.data.flickr8k_standin.write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_standin(out, progress=False)
+    with pytest.raises(InputError, match="an unfinished one"):
+        write_standin_regions(out)
+    write_standin(out, progress=False)
+    assert (out / TOKENS).is_file() and read_json(out / "standin.json")["size"] == "smoke"
+    first = {path.name: path.read_bytes() for path in (out / "images").iterdir()}
+    write_standin(out, seed=1, progress=False)
+    second = {path.name: path.read_bytes() for path in (out / "images").iterdir()}
+    assert read_json(out / "standin.json")["seed"] == 1 and len(second) == 300
+    assert sum(second.get(name) == content for name, content in first.items()) < 30

@@ -49,10 +49,10 @@ def test_equal_rows_hold_one_time_in_forty():
     assert 0.01 < verdicts.count("holds") / 600 < 0.045 and 0.01 < verdicts.count("reversed") / 600 < 0.045
 
 
-def test_common_seeds_count_and_one_is_open():
+def test_common_seeds_count_and_one_is_no_verdict():
     better, worse = result("a", [3.0, 1.0, 2.0], [2, 0, 1]), result("b", [0.0, 0.5], [2, 5])
     found = paired_difference(better, worse)
-    assert found.seeds == (2,) and found.values == (3.0,) and found.verdict == "open" and str(found) == "+3.0"
+    assert found.seeds == (2,) and found.values == (3.0,) and found.verdict == "one seed" and str(found) == "+3.0"
     with pytest.raises(InputError, match="'a' and 'b' have no seed in common"):
         paired_difference(better, result("b", [1.0], [7]))
     with pytest.raises(InputError, match="the result 'a' has no rsumm; did you mean 'rsum'"):
