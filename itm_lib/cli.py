@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 
-from itm_lib.files import InputError, data_dir, nearest, project_root, validation_line, write_json
+from itm_lib.files import InputError, committed, nearest, project_root, validation_line, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -372,7 +372,7 @@ def report(
         from itm_lib.training.recipe import paper_recipes
 
         # the embedded dataset's results have a column of their own
-        found = [result for where in dict.fromkeys([*(results or []), data_dir() / "results"]) for result in _results(where)]
+        found = [result for where in dict.fromkeys([*(results or []), committed("results")]) for result in _results(where)]
         print(paper_markdown(paper_table(found, recipes=paper_recipes())))
         return
     found = [result for where in results or [None] for result in _results(where, sweep, split)]
@@ -386,7 +386,7 @@ def report(
 def _results(where: Path | None, sweep: str | None = None, split: str | None = None) -> list[Result]:
     from itm_lib.evaluation.report import read_results, read_sweep
 
-    where = where or data_dir() / "results"
+    where = where or committed("results")
     every = read_results(where) if sweep is None else read_sweep(sweep, where)
     found = [result for result in every if split in (None, result.split)]
     if not found:

@@ -79,6 +79,12 @@ def data_dir() -> Path:
     return Path(os.environ["ITM_DATA"]) if os.environ.get("ITM_DATA") else project_root() / "data"
 
 
+def committed(name: str) -> Path:
+    """A file or folder of data/ that comes with the checkout: the one in :func:`data_dir` if it is there, else that of the checkout."""
+    own = data_dir() / name
+    return own if own.exists() else project_root() / "data" / name
+
+
 def locked(path: Path, otherwise: str) -> FileLock:
     """The lock file ``path``, held by this process; where another holds it, an :class:`InputError` that says ``otherwise``.
 

@@ -1292,7 +1292,7 @@ def lines(panels: Mapping[str, Mapping[str, Mapping[float, float]]], xlabel: str
     figure, axes = _grid(1, len(panels), (5.0 * len(panels) if len(panels) > 1 else 6.6, 3.4))
     for ax, (title, curves), ylabel in zip(axes[0], panels.items(), ylabels):
         for number, (name, values) in enumerate(curves.items()):
-            look = {"marker": MARKERS[number % len(MARKERS)]} if len(values) <= 20 else {"linestyle": ("-", "--", ":")[number % 3], "linewidth": (7, 2.5, 2.5)[number % 3],
+            look = {"marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]} if len(values) <= 20 else {"linestyle": ("-", "--", ":")[number % 3], "linewidth": (7, 2.5, 2.5)[number % 3],
                                                                                       "alpha": (0.35, 1, 1)[number % 3]}
             ax.plot(list(values), list(values.values()), color=COLOURS[number % len(COLOURS)], markersize=5, label=name, **look)
         for name, level in (marks or {}).items():

@@ -34,7 +34,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from itm_lib.evaluation.report import PaperRow, Result, read_paper_results, read_results
-from itm_lib.files import InputError, data_dir, nearest, validation_line
+from itm_lib.files import InputError, committed, nearest, validation_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +109,7 @@ def paired_difference(better: Result, worse: Result, metric: str = "rsum", confi
 @cache
 def read_claims(path: str | Path | None = None) -> tuple[Claim, ...]:
     """The claims in ``path``, by default data/claims.yaml."""
-    path = Path(path) if path is not None else data_dir() / CLAIMS_FILE
+    path = Path(path) if path is not None else committed(CLAIMS_FILE)
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
         return tuple(Claim(**row) for row in rows)
@@ -133,7 +133,7 @@ def measured_places(folder: str | Path | None = None) -> dict[str, tuple[dict[st
 
     ``folder``: of result files, by default data/results. A place without results has none; claims are "not run" there.
     """
-    files = sorted(Path(folder if folder is not None else data_dir() / "results").glob("*.json"))
+    files = sorted(Path(folder if folder is not None else committed("results")).glob("*.json"))
     results = [result for file in files for result in read_results(file)]
     drawings = by_label(result for result in results if (result.dataset, result.variant) == DRAWINGS)
     part = by_label(result for result in results if (result.dataset, result.variant) == PHOTOGRAPHS)

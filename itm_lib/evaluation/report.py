@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from itm_lib.files import InputError, data_dir, json_lines, nearest, project_root, read_json, write_text
+from itm_lib.files import InputError, committed, json_lines, nearest, project_root, read_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -292,7 +292,7 @@ class PaperRow(BaseModel):
 
 def read_paper_results(path: str | Path | None = None) -> list[PaperRow]:
     """The rows of data/paper_results.yaml, checked."""
-    path = Path(path) if path is not None else data_dir() / "paper_results.yaml"
+    path = Path(path) if path is not None else committed("paper_results.yaml")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

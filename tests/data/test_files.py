@@ -95,3 +95,10 @@ def test_json_lines_is_the_same_json_in_short_lines(value):
 def test_json_lines_refuses_what_is_no_json():
     with pytest.raises(ValueError):
         files.json_lines([float("nan")])
+
+
+def test_what_comes_with_the_checkout_is_found_from_another_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ITM_DATA", str(tmp_path))
+    assert files.committed("claims.yaml") == files.project_root() / "data" / "claims.yaml"
+    (tmp_path / "claims.yaml").write_text("[]")
+    assert files.committed("claims.yaml") == tmp_path / "claims.yaml"

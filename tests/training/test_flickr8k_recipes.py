@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from itm_lib.evaluation.claims import read_claims
 from itm_lib.files import project_root
 from itm_lib.training import load_recipe
 from itm_lib.training.recipe import RECIPES
@@ -35,3 +36,8 @@ def test_rows_have_labels_that_the_claims_know(name):
     sweep = load_sweep(project_root() / "data" / "sweeps" / f"{name}.yaml")
     assert set(sweep.labels) == {*sweep.variants, *sweep.ensembles}
     assert len(set(sweep.labels.values())) == len(sweep.labels)
+
+
+def test_every_claim_has_its_rows_on_photographs():
+    labels = set(load_sweep(project_root() / "data" / "sweeps" / "flickr8k_small.yaml").labels.values())
+    assert {label for claim in read_claims() for label in (claim.better, claim.worse)} <= labels
