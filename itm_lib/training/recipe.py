@@ -238,9 +238,14 @@ def recipe_names() -> list[str]:
     return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
 
 
+def paper_recipe_names() -> list[str]:
+    """The recipes for the rows of the papers' tables, on Flickr30K and COCO."""
+    return [name for name in recipe_names() if name.startswith(("flickr30k/", "coco/"))]
+
+
 def paper_recipes() -> dict[str, dict[str, Any]]:
     """The recipes for the rows of the papers' tables, by their names: every setting of each."""
-    return {name: load_recipe(name).resolved() for name in recipe_names() if not name.startswith("embedded/")}
+    return {name: load_recipe(name).resolved() for name in paper_recipe_names()}
 
 
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = (), data: str | Path | None = None) -> Recipe:

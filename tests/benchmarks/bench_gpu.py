@@ -50,10 +50,10 @@ from itm_lib.data.dataset import Batch  # noqa: E402
 from itm_lib.evaluation import RetrievalMetrics, encode_dataset, similarity_matrix  # noqa: E402
 from itm_lib.losses import hinge_loss, matched_pairs, positive_mask  # noqa: E402
 from itm_lib.models import CAMP, SCAN, CampConfig, Encoding, MatchingModel, SCANConfig, build_model  # noqa: E402
-from itm_lib.training import load_recipe, recipe_names, run_recipe, seed_everything  # noqa: E402
+from itm_lib.training import load_recipe, run_recipe, seed_everything  # noqa: E402
 from itm_lib.training.config import TrainConfig, make_optimizer  # noqa: E402
 from itm_lib.training.monitor import forget_peak, peak_memory  # noqa: E402
-from itm_lib.training.recipe import Recipe  # noqa: E402
+from itm_lib.training.recipe import Recipe, paper_recipe_names  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # dense bf16 products, TFLOP/s, as the makers publish them
@@ -350,7 +350,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    names = asked.names or [name for name in recipe_names() if not name.startswith("embedded/")]
+    names = asked.names or paper_recipe_names()
     print(torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU", f"torch {torch.__version__}", flush=True)
     work = {"steps": partial(bench_steps, names, TINY if asked.tiny else FULL, asked.tiny), "evaluation": partial(bench_evaluation, asked.tiny),
             "recall": partial(bench_recall, asked.tiny)}

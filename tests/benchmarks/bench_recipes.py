@@ -32,8 +32,9 @@ from recipe_world import FULL, TINY, Width, make_recipe  # noqa: E402
 
 from itm_lib.evaluation import evaluate  # noqa: E402
 from itm_lib.models import load_model  # noqa: E402
-from itm_lib.training import History, Trainer, load_recipe, recipe_names, run_recipe  # noqa: E402
+from itm_lib.training import History, Trainer, load_recipe, run_recipe  # noqa: E402
 from itm_lib.training.monitor import forget_peak, peak_memory  # noqa: E402
+from itm_lib.training.recipe import paper_recipe_names  # noqa: E402
 
 SMALLEST = 2
 STEPS = 3   # before the stop
@@ -150,7 +151,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="a width that takes seconds")
     parser.add_argument("--json", type=Path, help="write the rows there, too")
     asked = parser.parse_args()
-    names = asked.names or [name for name in recipe_names() if not name.startswith("embedded/")]
+    names = asked.names or paper_recipe_names()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {asked.threads} threads"
     print(f"{device}, {asked.memory:g} GiB\n{'recipe':<32}{'batch':>6}{'used':>6}{'parameters':>13}{'s/step':>9}{'peak MiB':>10}  precision", flush=True)
     rows = []

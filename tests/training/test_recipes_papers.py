@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from itm_lib.files import project_root
-from itm_lib.training import load_recipe, recipe_names
+from itm_lib.training import load_recipe
 from itm_lib.training.config import learning_rate
-from itm_lib.training.recipe import RECIPES, Recipe
+from itm_lib.training.recipe import RECIPES, Recipe, paper_recipe_names
 
 PUBLISHED, OURS = "published", "ours, chosen on val"
-PAPERS = [name for name in recipe_names() if not name.startswith("embedded/")]
+PAPERS = paper_recipe_names()
 
 SCAN = {"model.embed_dim": 1024, "model.word_dim": 300, "model.margin": 0.2, "model.raw_feature_norm": "clipped_l2norm", "model.raw_activation": "leaky_relu",
         "model.bidirectional": True, "model.gru_layers": 1, "model.negatives": "hardest", "model.warmup_epochs": 0, "model.reduction": "sum",
