@@ -53,15 +53,16 @@ class Killer:
     def watching(self) -> Iterator[None]:
         """Inside, what comes to a moment tells it."""
         kept = [(os, "replace"), (torch, "save"), (trainer_module, "save_file"), (torch.Tensor, "backward"), (torch.optim.AdamW, "step"),
-                (trainer_module, "encode_dataset"), (trainer_module, "similarity_matrix")]
+                (trainer_module, "encode_images"), (trainer_module, "encode_tokens"), (trainer_module, "similarity_matrix")]
         originals = [(place, name, getattr(place, name)) for place, name in kept]
-        replace, save, save_file, backward, step, encode, score = (original for _, _, original in originals)
+        replace, save, save_file, backward, step, encode, encode_captions, score = (original for _, _, original in originals)
         os.replace = self._around(replace, lambda source, target: Path(target).name)
         torch.save = self._halfway("half a checkpoint", save)
         trainer_module.save_file = self._halfway("half the best weights", save_file)
         torch.Tensor.backward = self._told(backward, "before the gradient", "after the gradient")
         torch.optim.AdamW.step = self._told(step, None, "after the step")
-        trainer_module.encode_dataset = self._told(encode, "before the evaluation", "between encoding and scoring")
+        trainer_module.encode_images = self._told(encode, "before the evaluation", None)
+        trainer_module.encode_tokens = self._told(encode_captions, None, "between encoding and scoring")
         trainer_module.similarity_matrix = self._told(score, None, "after the evaluation")
         try:
             yield
@@ -69,12 +70,13 @@ class Killer:
             for place, name, original in originals:
                 setattr(place, name, original)
 
-    def _told(self, function: Callable[..., Any], before: str | None, after: str) -> Callable[..., Any]:
+    def _told(self, function: Callable[..., Any], before: str | None, after: str | None) -> Callable[..., Any]:
         def told(*args: Any, **options: Any) -> Any:
             if before:
                 self.at(before)
             result = function(*args, **options)
-            self.at(after)
+            if after:
+                self.at(after)
             return result
 
         return told
