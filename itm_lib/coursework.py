@@ -1137,15 +1137,10 @@ def check_crowd_auc(answer: Callable[[Tensor, Tensor], float]) -> None:
 def check_wrong_but_right(answer: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[int, int, int]]) -> None:
     """``answer(scores (I, C), caption_to_image (C,), judged (I, C), right (I, C))``: of the captions' first pictures the wrong ones, those
     of them that were judged, and those that were called right."""
-    def count(scores: Tensor, owners: Tensor, judged: Tensor, called: Tensor) -> list[int]:
-        first, columns = scores.argmax(0), torch.arange(scores.shape[1])
-        wrong = first != owners
-        seen, good = judged[first, columns], called[first, columns]
-        return [int(wrong.sum()), int((wrong & seen).sum()), int((wrong & seen & good).sum())]
-
     def judge(scores: Tensor, owners: Tensor, judged: Tensor, called: Tensor, case: str) -> None:
-        first, columns, every = scores.argmax(0), torch.arange(scores.shape[1]), count(scores, owners, judged, called)
+        first, columns = scores.argmax(0), torch.arange(scores.shape[1])
         seen, good, wrong = judged[first, columns], called[first, columns], first != owners
+        every = [int(wrong.sum()), int((wrong & seen).sum()), int((wrong & seen & good).sum())]
         rows, best = torch.arange(len(scores)), scores.argmax(1)
         turned = owners[best] != rows, judged[rows, best], called[rows, best]
         expect(answer, (scores, owners, judged, called), every, case, {

@@ -195,7 +195,7 @@ def _splits(folder: Path, captions: Mapping[str, object]) -> tuple[list[Path], d
 def _is_official_test(pictures: Iterable[CaptionedPicture]) -> bool:
     """Whether these are the 1,000 official test photographs, each with five captions: what the published protocol is about."""
     official = {str(number) for number in read_json(SPLITS_FILE)["test"]}
-    return {picture.image_id.partition("_")[0] for picture in pictures} == official and all(len(picture.captions) == 5 for picture in pictures)
+    return {picture.image_id.partition("_")[0] for picture in pictures} == official and all(len(picture.captions) == CAPTIONS_PER_IMAGE for picture in pictures)
 
 
 def official_splits(names: Iterable[str]) -> dict[str, list[str]]:

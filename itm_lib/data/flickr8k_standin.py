@@ -33,7 +33,6 @@ SIMULATED = "simulated from the exact truth of OpenMoji Scenes"
 def write_standin(out: str | Path, size: str = "smoke", seed: int = 0, progress: bool = True) -> Path:
     """Write the stand-in into the folder ``out``; returns ``out``. ``size``: of the embedded dataset. What is there already is kept."""
     out, settings = Path(out), {"size": size, "seed": seed, "generator": scenes.fingerprint(), "judgments": SIMULATED}
-    folder = scenes.build("many_to_many", size, seed, progress=progress)
     out.mkdir(parents=True, exist_ok=True)
     with held(out / ".lock", f"{out} is being written by another process: wait for it, or give another folder"):
         there = read_json(out / MARKER) if (out / MARKER).is_file() else None
@@ -41,13 +40,14 @@ def write_standin(out: str | Path, size: str = "smoke", seed: int = 0, progress:
             return out
         if there is None and any(path.name != ".lock" for path in out.iterdir()):
             raise InputError(f"{out} holds other files: give another folder for the stand-in")
+        folder = scenes.build("many_to_many", size, seed, progress=progress)
         write_json(out / MARKER, {"unfinished": settings})  # first, so that what a kill leaves behind is known as ours
         if there is not None and there.get("unfinished") != settings:  # pictures and regions of another size or seed
             shutil.rmtree(out / "images", ignore_errors=True)
             (out / REGIONS).unlink(missing_ok=True)
         (out / "images").mkdir(exist_ok=True)
         splits, rows = read_json(folder / "splits.json"), read_jsonl(folder / "captions.jsonl")
-        names = {image_id: _file_name(image_id, number) for number, image_id in enumerate(image_id for split in LISTS for image_id in splits[split])}
+        names = _file_names(splits)
         for image_id, name in tqdm(names.items(), desc="pictures of the stand-in", unit="picture", disable=not progress):
             if not (out / "images" / name).is_file():
                 with replace_atomically(out / "images" / name) as part, Image.open(folder / "images" / f"{image_id}.png") as picture:
@@ -79,8 +79,9 @@ def write_standin_regions(folder: str | Path, progress: bool = True) -> Path:
     splits, out = read_json(scene_folder / "splits.json"), folder / REGIONS
     with held(folder / ".lock", f"{folder} is being written by another process: wait for it, or give another folder"):
         stores = [RegionStore(find_regions(scene_folder, split), image_ids=splits[split]) for split in LISTS]
-        names = [Path(_file_name(image_id, number)).stem for number, image_id in enumerate(image_id for split in LISTS for image_id in splits[split])]
-        if out.is_file() and RegionStore(out).attrs.get("source") == settings["generator"] and RegionStore(out).image_ids == names:
+        names = [Path(name).stem for name in _file_names(splits).values()]
+        there = RegionStore(out) if out.is_file() else None
+        if there is not None and there.attrs.get("source") == settings["generator"] and there.image_ids == names:
             return out
         row = 0
         with RegionWriter(out, names, max(store.max_regions for store in stores), stores[0].dim, str(stores[0].attrs["extractor"]),
@@ -90,6 +91,11 @@ def write_standin_regions(folder: str | Path, progress: bool = True) -> Path:
                     writer.write(row, store.features([number])[0, :count], store.boxes([number])[0, :count])
                     row += 1
     return out
+
+
+def _file_names(splits: dict[str, list[str]]) -> dict[str, str]:
+    """The name of each picture's file, by the picture's id, in the order of the three lists."""
+    return {image_id: _file_name(image_id, number) for number, image_id in enumerate(image_id for split in LISTS for image_id in splits[split])}
 
 
 def _file_name(image_id: str, number: int) -> str:
